@@ -1,0 +1,2 @@
+//! The slotbank binary.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Toy checkpoints for tests.
