@@ -1,0 +1,448 @@
+//! Who is in which slot: the bookkeeping of the bank without any bytes.
+//!
+//! The table resolves a request completely, once, before anything is read. That makes residency a function of
+//! the order of the requests alone: what is evicted, and so every later hit, depends neither on how fast
+//! reads arrive nor on who computes when. A replay drives this same code.
+//!
+//! Resolution has two phases. First every expert of the request that is resident gets its lease; only then
+//! are slots sought for the others, so no expert of a request can lose its slot to another one of it. When no
+//! slot can be had for a miss, it queues behind the earliest entry of the same request that has no successor
+//! yet: it takes over that entry's slot once its lease has dropped. Such successions are how a request is
+//! computed in groups.
+
+use files::Family;
+
+use crate::plan::{BankPlan, SlotId};
+use crate::policy::{ExpertKey, Policy};
+use crate::stats::{Counters, Stats};
+use crate::{Error, Result};
+
+const NONE: u32 = u32::MAX;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Empty,
+    /// Promised to an expert whose bytes are not complete. No map leads here.
+    Loading,
+    Ready,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Slot {
+    state: State,
+    /// Index into the plan's layers, not a block index.
+    layer: u32,
+    expert: u32,
+    /// Leases.
+    pins: u32,
+    /// The number of the slot in its layer, for traces.
+    local: u32,
+}
+
+#[derive(Debug)]
+struct Layer {
+    /// Flat slot index of every ready expert, or `NONE`.
+    expert_slot: Vec<u32>,
+    /// Slots that are this layer's, loading ones included.
+    held: u32,
+    /// Slot numbers in use, a bit each.
+    locals: Vec<u64>,
+}
+
+/// Where an entry of a request stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// Behind another entry of the request for its slot.
+    Queued,
+    /// Has its slot; its bytes are to be read.
+    Loading,
+    /// Has a lease on complete bytes.
+    Leased,
+    /// The lease has dropped, or the read has failed.
+    Over,
+}
+
+/// One unique expert of the request.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Entry {
+    pub(crate) expert: u32,
+    pub(crate) slot: SlotId,
+    /// Rank of the expert in the request, by first appearance.
+    pub(crate) rank: u32,
+    pub(crate) phase: Phase,
+    local: u32,
+    successor: u32,
+}
+
+/// The request that is being served, and the scratch that its resolution needs.
+#[derive(Debug)]
+struct Request {
+    /// Index into the plan's layers.
+    layer: usize,
+    /// Hits, then misses, each in order of first appearance.
+    entries: Vec<Entry>,
+    hits: usize,
+    uniques: Vec<u32>,
+    epoch: u32,
+    seen: Vec<u32>,
+    entry_of: Vec<u32>,
+}
+
+pub(crate) struct Table {
+    pub(crate) plan: BankPlan,
+    pub(crate) stats: Stats,
+    policy: Box<dyn Policy>,
+    slots: Vec<Slot>,
+    /// Flat index of the first slot of each class.
+    first: Vec<u32>,
+    /// Empty slots of each class, the next one last.
+    empty: Vec<Vec<u32>>,
+    layers: Vec<Layer>,
+    /// From block index to index into the plan's layers.
+    layer_of: Vec<u32>,
+    request: Request,
+}
+
+impl std::fmt::Debug for Table {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Table")
+            .field("plan", &self.plan)
+            .field("request", &self.request)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Table {
+    pub(crate) fn new(plan: BankPlan, policy: Box<dyn Policy>) -> Self {
+        let blank = Slot { state: State::Empty, layer: NONE, expert: NONE, pins: 0, local: NONE };
+        let mut first = Vec::with_capacity(plan.classes().len());
+        let mut total = 0;
+        for class in plan.classes() {
+            first.push(total);
+            total += class.slots;
+        }
+        let layers = plan.layers().iter().map(|layer| Layer {
+            expert_slot: vec![NONE; layer.n_expert as usize],
+            held: 0,
+            locals: vec![0; layer.n_expert.div_ceil(64) as usize],
+        });
+        let blocks = plan.layers().last().map_or(0, |layer| layer.layer as usize + 1);
+        let mut layer_of = vec![NONE; blocks];
+        plan.layers().iter().zip(0..).for_each(|(layer, i)| layer_of[layer.layer as usize] = i);
+        let widest = plan.experts_max();
+        let request = Request {
+            layer: 0,
+            entries: Vec::with_capacity(widest),
+            hits: 0,
+            uniques: Vec::with_capacity(widest),
+            epoch: 0,
+            seen: vec![0; widest],
+            entry_of: vec![0; widest],
+        };
+        Table {
+            stats: Stats::new(plan.layers().iter().map(|layer| layer.layer)),
+            policy,
+            slots: vec![blank; total as usize],
+            first,
+            empty: plan.classes().iter().map(|class| (0..class.slots).rev().collect()).collect(),
+            layers: layers.collect(),
+            layer_of,
+            request,
+            plan,
+        }
+    }
+
+    /// Index into the plan's layers.
+    pub(crate) fn layer_index(&self, layer: u32) -> Result<usize> {
+        match self.layer_of.get(layer as usize) {
+            Some(&index) if index != NONE => Ok(index as usize),
+            _ => Err(Error::NoSuchLayer { layer }),
+        }
+    }
+
+    pub(crate) fn entries(&self) -> &[Entry] {
+        &self.request.entries
+    }
+
+    /// How many of the entries, from the front, are hits.
+    pub(crate) fn hits(&self) -> usize {
+        self.request.hits
+    }
+
+    /// Index into the plan's layers of the request.
+    pub(crate) fn layer(&self) -> usize {
+        self.request.layer
+    }
+
+    /// Counters of the layer of the request.
+    pub(crate) fn counters(&mut self) -> &mut Counters {
+        &mut self.stats.layers[self.request.layer].counters
+    }
+
+    /// Decides where every expert of the request will be. Leases all hits; promises slots to the misses,
+    /// which are `Loading` now or `Queued`. Changes nothing when it returns an error.
+    pub(crate) fn resolve(&mut self, layer: usize, ids: &[u32]) -> Result<()> {
+        let n_expert = self.plan.layers()[layer].n_expert;
+        if let Some(&expert) = ids.iter().find(|&&id| id >= n_expert) {
+            return Err(Error::NoSuchExpert { layer: self.plan.layers()[layer].layer, expert, n_expert });
+        }
+        self.request.begin(layer, ids);
+        self.lease_hits();
+        let mut steal = 0;
+        for rank in 0..self.request.uniques.len() as u32 {
+            let expert = self.request.uniques[rank as usize];
+            if self.layers[layer].expert_slot[expert as usize] != NONE {
+                continue;
+            }
+            let index = self.request.entries.len() as u32;
+            let (slot, phase) = match self.place(layer, expert) {
+                Some(slot) => (slot, Phase::Loading),
+                None => {
+                    let before = &mut self.request.entries[steal];
+                    before.successor = index;
+                    steal += 1;
+                    (before.slot, Phase::Queued)
+                }
+            };
+            let local = self.slots[self.flat(slot)].local;
+            self.request.entry_of[expert as usize] = index;
+            self.request.entries.push(Entry { expert, slot, rank, phase, local, successor: NONE });
+        }
+        self.touch_all();
+        Ok(())
+    }
+
+    /// Phase one: nobody in this request can lose its slot to anybody else in it.
+    fn lease_hits(&mut self) {
+        let layer = self.request.layer;
+        for rank in 0..self.request.uniques.len() {
+            let expert = self.request.uniques[rank];
+            let flat = self.layers[layer].expert_slot[expert as usize];
+            if flat == NONE {
+                continue;
+            }
+            let held = &mut self.slots[flat as usize];
+            held.pins += 1;
+            let (local, slot) = (held.local, self.slot_id(flat, self.plan.layers()[layer].class));
+            self.request.entry_of[expert as usize] = self.request.entries.len() as u32;
+            let (rank, phase) = (rank as u32, Phase::Leased);
+            self.request.entries.push(Entry { expert, slot, rank, phase, local, successor: NONE });
+        }
+        self.request.hits = self.request.entries.len();
+    }
+
+    /// The order of use is the order of first appearance, whatever arrives first.
+    fn touch_all(&mut self) {
+        let Request { layer, uniques, entry_of, entries, .. } = &self.request;
+        let layer = self.plan.layers()[*layer].layer;
+        for &expert in uniques {
+            let entry = &entries[entry_of[expert as usize] as usize];
+            self.policy.touch(entry.slot, ExpertKey { layer, expert });
+        }
+    }
+
+    pub(crate) fn count_request(&mut self, refs: usize) {
+        let (unique, hits) = (self.request.entries.len() as u64, self.request.hits as u64);
+        let counters = self.counters();
+        counters.calls += 1;
+        counters.refs += refs as u64;
+        counters.unique += unique;
+        counters.hits += hits;
+        counters.misses += unique - hits;
+    }
+
+    /// Phase two: a slot for a miss. An empty one if the layer may grow, else the policy's victim among the
+    /// ready slots without a lease that are the layer's own or that another layer holds beyond its floor.
+    fn place(&mut self, layer: usize, expert: u32) -> Option<SlotId> {
+        let class = self.plan.layers()[layer].class;
+        let may_grow = self.layers[layer].held < self.plan.layers()[layer].slots_max;
+        if may_grow && let Some(index) = self.empty[class as usize].pop() {
+            let slot = SlotId { class, index };
+            self.counters().cold += 1;
+            self.join(slot, layer);
+            self.promise(slot, expert);
+            return Some(slot);
+        }
+        let (slots, layers, plan, first) = (&self.slots, &self.layers, &self.plan, &self.first);
+        let eligible = |slot: SlotId| {
+            let held = &slots[(first[slot.class as usize] + slot.index) as usize];
+            if held.state != State::Ready || held.pins > 0 {
+                return false;
+            }
+            let other = held.layer as usize;
+            other == layer || (may_grow && layers[other].held > plan.layers()[other].slots_min)
+        };
+        let slot = self.policy.victim(class, &eligible)?;
+        assert!(slot.class == class && eligible(slot), "the policy chose a slot that is not eligible");
+        self.counters().evictions += 1;
+        self.unpublish(slot);
+        if self.slots[self.flat(slot)].layer as usize != layer {
+            self.leave(slot);
+            self.join(slot, layer);
+        }
+        self.promise(slot, expert);
+        Some(slot)
+    }
+
+    /// All bytes of the entry are in its slot: from now on the expert is found there.
+    pub(crate) fn publish(&mut self, index: usize) {
+        let Entry { expert, slot, phase, .. } = self.request.entries[index];
+        assert_eq!(phase, Phase::Loading);
+        let (layer, flat) = (self.request.layer, self.flat(slot));
+        let held = &mut self.slots[flat];
+        debug_assert!(held.state == State::Loading && held.expert == expert && held.layer as usize == layer);
+        held.state = State::Ready;
+        self.layers[layer].expert_slot[expert as usize] = flat as u32;
+        self.request.entries[index].phase = Phase::Leased;
+        let planned = &self.plan.layers()[layer];
+        let (bytes, reads) = (planned.expert_bytes, planned.parts.len() as u64);
+        self.counters().bytes_read += bytes;
+        self.counters().reads += reads;
+    }
+
+    /// Drops the lease of an entry. If another entry queues for the slot it gets it, and its index is
+    /// returned: its bytes can be read now.
+    pub(crate) fn release(&mut self, index: usize) -> Option<usize> {
+        let Entry { slot, phase, successor, .. } = self.request.entries[index];
+        assert_eq!(phase, Phase::Leased);
+        self.request.entries[index].phase = Phase::Over;
+        let flat = self.flat(slot);
+        self.slots[flat].pins -= 1;
+        if successor == NONE {
+            return None;
+        }
+        let next = &mut self.request.entries[successor as usize];
+        next.phase = Phase::Loading;
+        let expert = next.expert;
+        self.unpublish(slot);
+        self.promise(slot, expert);
+        self.counters().evictions += 1;
+        Some(successor as usize)
+    }
+
+    /// Ends the request wherever it stands: slots whose bytes are incomplete become empty, every lease drops.
+    /// No read may be outstanding.
+    pub(crate) fn end(&mut self) {
+        for index in 0..self.request.entries.len() {
+            let Entry { slot, phase, .. } = self.request.entries[index];
+            let flat = self.flat(slot);
+            match phase {
+                Phase::Leased => self.slots[flat].pins -= 1,
+                Phase::Loading => {
+                    self.policy.forget(slot);
+                    self.leave(slot);
+                    self.slots[flat] =
+                        Slot { state: State::Empty, layer: NONE, expert: NONE, pins: 0, local: NONE };
+                    self.empty[slot.class as usize].push(slot.index);
+                }
+                Phase::Queued | Phase::Over => {}
+            }
+            self.request.entries[index].phase = Phase::Over;
+        }
+    }
+
+    /// Serves the resolved request in no time, for replays: every read succeeds, every lease drops.
+    pub(crate) fn settle(&mut self) {
+        for index in 0..self.request.entries.len() {
+            if self.request.entries[index].phase == Phase::Loading {
+                self.publish(index);
+            }
+            // A successor stands behind its predecessor in the list, so it is served when its turn comes.
+            self.release(index);
+        }
+    }
+
+    /// The slot number that serves an id of the request.
+    pub(crate) fn local_of(&self, expert: u32) -> u32 {
+        self.request.entries[self.request.entry_of[expert as usize] as usize].local
+    }
+
+    /// Block index and expert of a ready slot.
+    pub(crate) fn resident(&self, slot: SlotId) -> Option<ExpertKey> {
+        let held = &self.slots[self.flat(slot)];
+        let layer = || self.plan.layers()[held.layer as usize].layer;
+        (held.state == State::Ready).then(|| ExpertKey { layer: layer(), expert: held.expert })
+    }
+
+    /// The slot of an expert whose bytes are complete.
+    pub(crate) fn slot_of(&self, layer: usize, expert: u32) -> Option<SlotId> {
+        let flat = *self.layers[layer].expert_slot.get(expert as usize)?;
+        (flat != NONE).then(|| self.slot_id(flat, self.plan.layers()[layer].class))
+    }
+
+    /// Where the bytes of a family lie in a ready slot: offset and length.
+    pub(crate) fn location(&self, slot: SlotId, family: Family) -> Option<(u64, u64)> {
+        let held = &self.slots[self.flat(slot)];
+        if held.state != State::Ready {
+            return None;
+        }
+        let (part, piece) = self.plan.layers()[held.layer as usize].piece(family)?;
+        Some((part.landing(held.expert) + piece.offset, piece.len))
+    }
+
+    fn flat(&self, slot: SlotId) -> usize {
+        (self.first[slot.class as usize] + slot.index) as usize
+    }
+
+    fn slot_id(&self, flat: u32, class: u16) -> SlotId {
+        SlotId { class, index: flat - self.first[class as usize] }
+    }
+
+    /// Nobody finds the expert of this slot any more.
+    fn unpublish(&mut self, slot: SlotId) {
+        let held = self.slots[self.flat(slot)];
+        debug_assert!(held.state == State::Ready && held.pins == 0);
+        self.layers[held.layer as usize].expert_slot[held.expert as usize] = NONE;
+    }
+
+    fn promise(&mut self, slot: SlotId, expert: u32) {
+        let flat = self.flat(slot);
+        let held = &mut self.slots[flat];
+        held.state = State::Loading;
+        held.expert = expert;
+        held.pins = 1;
+    }
+
+    fn leave(&mut self, slot: SlotId) {
+        let Slot { layer, local, .. } = self.slots[self.flat(slot)];
+        let layer = &mut self.layers[layer as usize];
+        layer.held -= 1;
+        layer.locals[local as usize / 64] &= !(1 << (local % 64));
+    }
+
+    /// The slot becomes one of the layer's, with the lowest number that is free there.
+    fn join(&mut self, slot: SlotId, index: usize) {
+        let layer = &mut self.layers[index];
+        layer.held += 1;
+        let word = layer.locals.iter().position(|&word| word != u64::MAX);
+        // A layer holds no more slots than it has experts, and there is a number for each.
+        let word = word.expect("a free slot number");
+        let bit = layer.locals[word].trailing_ones();
+        layer.locals[word] |= 1 << bit;
+        let flat = self.flat(slot);
+        self.slots[flat].layer = index as u32;
+        self.slots[flat].local = word as u32 * 64 + bit;
+    }
+}
+
+impl Request {
+    /// The unique ids in order of first appearance.
+    fn begin(&mut self, layer: usize, ids: &[u32]) {
+        self.layer = layer;
+        self.entries.clear();
+        self.uniques.clear();
+        self.hits = 0;
+        self.epoch = self.epoch.wrapping_add(1);
+        if self.epoch == 0 {
+            // Marks of four billion requests ago must not count for this one.
+            self.seen.fill(0);
+            self.epoch = 1;
+        }
+        for &id in ids {
+            if self.seen[id as usize] != self.epoch {
+                self.seen[id as usize] = self.epoch;
+                self.uniques.push(id);
+            }
+        }
+    }
+}
