@@ -1,0 +1,154 @@
+//! Chat templates: a conversation rendered into the text of a prompt, by the Jinja template inside the model file.
+//!
+//! The dialect is that of Hugging Face transformers: `trim_blocks` and `lstrip_blocks`, Python's string and mapping
+//! methods, loop controls, `raise_exception`, `strftime_now`, and a `tojson` that writes what Python's `json.dumps`
+//! writes. One deliberate difference: `none` prints as nothing, where Python prints "None" and no template means it.
+//!
+//! Templates are programs written by strangers. They cannot read files or reach anything but their variables, a step
+//! limit ends endless loops, and recursion is bounded. Not bounded is the memory of a template that doubles a string
+//! again and again; such a file can exhaust memory, not read it.
+
+mod filters;
+mod json;
+
+use std::collections::BTreeMap;
+use std::sync::LazyLock;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Serde;
+use minijinja::{Environment, ErrorKind, Value, escape_formatter};
+use regex::Regex;
+
+use crate::{Error, Message};
+
+/// Steps of the engine in one rendering. A conversation of a hundred turns takes about fifty thousand.
+const FUEL: u64 = 20_000_000;
+/// Nested calls and blocks. Macros count several; real templates stay below twenty.
+const RECURSION: usize = 128;
+/// The longest real templates have 30 KB.
+const MAX_SOURCE: usize = 1 << 20;
+const NAME: &str = "chat";
+
+/// A parsed chat template.
+#[derive(Debug)]
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    bos: String,
+    eos: String,
+}
+
+/// What a template gets besides the messages.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct RenderOptions {
+    /// Whether the prompt ends where the model's answer begins.
+    pub add_generation_prompt: bool,
+    /// Descriptions of tools, in the OpenAI API's shape.
+    pub tools: Option<Vec<serde_json::Value>>,
+    /// Documents to answer from.
+    pub documents: Option<Vec<serde_json::Value>>,
+    /// Further variables (`enable_thinking`, `reasoning_effort`, …); they win over the ones above.
+    pub variables: BTreeMap<String, serde_json::Value>,
+}
+
+impl ChatTemplate {
+    /// Parses `source`. `bos` and `eos` are the texts of the tokens that begin and end a sequence, empty if there
+    /// are none. Errors name the line.
+    pub fn new(source: &str, bos: &str, eos: &str) -> Result<Self, Error> {
+        Self::with_clock(source, bos, eos, || {
+            SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |passed| passed.as_secs())
+        })
+    }
+
+    /// As [`ChatTemplate::new`], with a clock (seconds since 1970, UTC) for templates that write the date.
+    pub fn with_clock(
+        source: &str,
+        bos: &str,
+        eos: &str,
+        clock: impl Fn() -> u64 + Send + Sync + 'static,
+    ) -> Result<Self, Error> {
+        if source.len() > MAX_SOURCE {
+            return Err(Error::TooMany {
+                key: "tokenizer.chat_template, in bytes",
+                count: source.len(),
+                limit: MAX_SOURCE,
+            });
+        }
+        let mut environment = Environment::new();
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(broken)?;
+        environment.set_syntax(syntax);
+        environment.set_fuel(Some(FUEL));
+        environment.set_recursion_limit(RECURSION);
+        environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
+        environment.set_formatter(|out, state, value| {
+            escape_formatter(out, state, if value.is_none() { &Value::UNDEFINED } else { value })
+        });
+        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.add_filter("tojson", filters::tojson);
+        environment.add_function("raise_exception", filters::raise_exception);
+        environment.add_function("strftime_now", move |format: &str| filters::strftime(format, clock()));
+        environment.add_template_owned(NAME, without_generation_blocks(source)).map_err(broken)?;
+        Ok(Self { environment, bos: bos.into(), eos: eos.into() })
+    }
+
+    /// The prompt for a conversation. Text of messages goes in as it is; see [`crate::chat::encode`] for prompts
+    /// whose control tokens must come from the template alone.
+    pub fn render(&self, messages: &[Message], options: &RenderOptions) -> Result<String, Error> {
+        let mut messages = messages.to_vec();
+        for message in &mut messages {
+            message.tool_calls.iter_mut().flatten().for_each(crate::ToolCall::parse_arguments);
+        }
+        let mut context: BTreeMap<&str, Value> = BTreeMap::from([
+            ("messages", Value::from(Serde(&messages))),
+            ("add_generation_prompt", options.add_generation_prompt.into()),
+            ("tools", Value::from(Serde(&options.tools))),
+            ("documents", Value::from(Serde(&options.documents))),
+            ("bos_token", self.bos.as_str().into()),
+            ("eos_token", self.eos.as_str().into()),
+        ]);
+        for (name, value) in &options.variables {
+            context.insert(name, Value::from(Serde(value)));
+        }
+        let template = self.environment.get_template(NAME).map_err(broken)?;
+        template.render(Value::from_iter(context)).map_err(broken)
+    }
+}
+
+/// `{% generation %}` marks the model's turns for training and means nothing here. It becomes a block that always
+/// renders, so that line numbers and white space stay.
+fn without_generation_blocks(source: &str) -> String {
+    static TAG: LazyLock<Regex> =
+        LazyLock::new(|| Regex::new(r"(\{%[-+]?)\s*(end)?generation\s*([-+]?%\})").expect("a constant"));
+    TAG.replace_all(source, |tag: &regex::Captures| {
+        let word = if tag.get(2).is_some() { "endif" } else { "if true" };
+        format!("{} {word} {}", &tag[1], &tag[3])
+    })
+    .into_owned()
+}
+
+/// An error of the template engine in our words. Errors inside macros carry the cause as their source.
+fn broken(error: minijinja::Error) -> Error {
+    let line = error.line();
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
+    let mut reason = describe(&error);
+    while let Some(current) = cause {
+        if let Some(refusal) = current.downcast_ref::<filters::Refusal>() {
+            return Error::TemplateRefused { message: refusal.0.clone() };
+        }
+        if let Some(inner) = current.downcast_ref::<minijinja::Error>() {
+            if inner.kind() == ErrorKind::OutOfFuel {
+                return Error::TemplateFuel { line: inner.line().or(line), limit: FUEL };
+            }
+            reason = describe(inner);
+        }
+        cause = current.source();
+    }
+    Error::Template { line, reason }
+}
+
+fn describe(error: &minijinja::Error) -> String {
+    match error.detail() {
+        Some(detail) => format!("{}: {detail}", error.kind()),
+        None => error.kind().to_string(),
+    }
+}
