@@ -1,0 +1,98 @@
+//! Dot products of float slices and the canonical sum.
+
+use ::half::f16;
+
+use super::vectorized;
+
+/// Adds sixteen lanes in the canonical order: halves onto each other until one is left.
+#[inline(always)]
+pub fn reduce(lanes: [f32; 16]) -> f32 {
+    let mut l = lanes;
+    for width in [8, 4, 2, 1] {
+        for i in 0..width {
+            l[i] += l[i + width];
+        }
+    }
+    l[0]
+}
+
+#[inline(always)]
+pub(super) fn dot_body<T: Copy>(a: &[f32], b: &[T], decode: impl Fn(T) -> f32) -> f32 {
+    assert_eq!(a.len(), b.len(), "lengths of a dot product");
+    let (a_blocks, a_tail) = a.as_chunks::<16>();
+    let (b_blocks, b_tail) = b.as_chunks::<16>();
+    let mut lanes = [0.0; 16];
+    for (a, b) in a_blocks.iter().zip(b_blocks) {
+        for i in 0..16 {
+            lanes[i] += a[i] * decode(b[i]);
+        }
+    }
+    for (i, (a, b)) in a_tail.iter().zip(b_tail).enumerate() {
+        lanes[i] += a * decode(*b);
+    }
+    reduce(lanes)
+}
+
+#[inline(always)]
+pub(super) fn sum_body(x: &[f32], map: impl Fn(f32) -> f32) -> f32 {
+    let (blocks, tail) = x.as_chunks::<16>();
+    let mut lanes = [0.0; 16];
+    for x in blocks {
+        for i in 0..16 {
+            lanes[i] += map(x[i]);
+        }
+    }
+    for (i, x) in tail.iter().enumerate() {
+        lanes[i] += map(*x);
+    }
+    reduce(lanes)
+}
+
+vectorized! {
+    /// `Σ a·b`.
+    ///
+    /// # Panics
+    /// The lengths differ.
+    pub fn dot(a: &[f32], b: &[f32]) -> f32 {
+        dot_body(a, b, |b| b)
+    }
+}
+
+vectorized! {
+    /// `Σ x`.
+    pub fn sum(x: &[f32]) -> f32 {
+        sum_body(x, |x| x)
+    }
+}
+
+/// `Σ a·b` where `b` holds halves as bits.
+///
+/// # Panics
+/// The lengths differ.
+pub fn dot_f16(a: &[f32], b: &[u16]) -> f32 {
+    dot_body(a, b, |b| f16::from_bits(b).to_f32())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::floats;
+    use super::*;
+
+    #[test]
+    fn agrees_with_f64_and_with_the_portable_body() {
+        for n in [0, 1, 7, 15, 16, 17, 64, 100, 576, 1023] {
+            let (a, b) = (floats(n, 1, 1.0), floats(n, 2, 1.0));
+            let want: f64 = a.iter().zip(&b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+            let size: f64 = a.iter().zip(&b).map(|(a, b)| (f64::from(*a) * f64::from(*b)).abs()).sum();
+            // Each product and each of n/16 + 4 additions rounds once.
+            let bound = size * (n as f64 / 16.0 + 6.0) * 6e-8;
+            let got = dot(&a, &b);
+            assert!((f64::from(got) - want).abs() <= bound);
+            assert_eq!(got.to_bits(), dot_body(&a, &b, |b| b).to_bits());
+            let h: Vec<u16> = b.iter().map(|b| f16::from_f32(*b).to_bits()).collect();
+            let back: Vec<f32> = h.iter().map(|h| f16::from_bits(*h).to_f32()).collect();
+            assert_eq!(dot_f16(&a, &h).to_bits(), dot(&a, &back).to_bits());
+            assert_eq!(sum(&a).to_bits(), sum_body(&a, |a| a).to_bits());
+        }
+    }
+}

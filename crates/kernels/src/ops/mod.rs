@@ -1,0 +1,75 @@
+//! The float operations of a transformer, one file each, on slices and without allocation.
+//!
+//! Each body is written once in the canonical order (multiply then add, sums over sixteen lanes) and compiled a second time with
+//! wider registers; the compiler may neither reorder nor fuse, so all instruction sets agree bit for bit.
+
+mod axpy;
+mod dot;
+mod exp;
+mod hadamard;
+mod half;
+mod norm;
+mod rope;
+mod silu;
+mod softmax;
+mod top_k;
+
+pub use axpy::{axpy, axpy_f16};
+pub use dot::{dot, dot_f16, reduce, sum};
+pub use exp::exp;
+pub use hadamard::hadamard;
+pub use half::{f16_to_f32, f32_to_f16};
+pub use norm::{layer_norm, rms_norm};
+pub use rope::{Rope, Yarn, rope_interleaved, yarn_mscale};
+pub use silu::{sigmoid, silu, silu_mul};
+pub use softmax::softmax;
+pub use top_k::{top_k_ascending, top_k_ranked};
+
+/// Declares a function whose body is compiled twice, portable and for AVX2, the choice being made at run time.
+macro_rules! vectorized {
+    ($(#[$meta:meta])* pub fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
+        $(#[$meta])*
+        pub fn $name($($arg: $ty),*) $(-> $ret)? {
+            #[inline(always)]
+            fn portable($($arg: $ty),*) $(-> $ret)? $body
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,f16c")]
+            fn avx2($($arg: $ty),*) $(-> $ret)? {
+                portable($($arg),*)
+            }
+            match $crate::Isa::current() {
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: Isa::current only names an instruction set that this processor has.
+                $crate::Isa::Avx2 | $crate::Isa::Avx512 => unsafe { avx2($($arg),*) },
+                _ => portable($($arg),*),
+            }
+        }
+    };
+}
+use vectorized;
+
+#[cfg(test)]
+pub(crate) mod testing {
+    //! Small helpers of the tests of this folder.
+
+    /// Reproducible floats in −scale..scale.
+    pub(crate) fn floats(n: usize, seed: u64, scale: f32) -> Vec<f32> {
+        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let mut next = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+        };
+        (0..n).map(|_| next() * scale).collect()
+    }
+
+    /// Asserts that the values agree to `tolerance`, relative to the largest expected magnitude.
+    pub(crate) fn assert_close(got: &[f32], want: &[f64], tolerance: f64) {
+        assert_eq!(got.len(), want.len());
+        let scale = want.iter().fold(0.0f64, |a, w| a.max(w.abs())).max(1e-30);
+        for (i, (g, w)) in got.iter().zip(want).enumerate() {
+            assert!((f64::from(*g) - w).abs() <= tolerance * scale, "element {i}: {g} instead of {w}");
+        }
+    }
+}

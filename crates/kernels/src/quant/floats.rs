@@ -1,0 +1,39 @@
+//! Weights that are floats themselves, with plain float activations.
+//!
+//! Canonical order: sixteen lanes, element `i` to lane `i mod 16`, multiply then add, and the tree of
+//! [`ops::reduce`](crate::ops::reduce) at the end; the same for every instruction set.
+
+use crate::ops::reduce;
+
+/// How one weight of `N` bytes becomes a float.
+pub(super) trait Float<const N: usize> {
+    fn decode(bytes: [u8; N]) -> f32;
+}
+
+pub(super) fn dequantize<F: Float<N>, const N: usize>(bytes: &[u8], out: &mut [f32]) {
+    assert_eq!(bytes.len(), out.len() * N, "whole row");
+    for (bytes, out) in bytes.as_chunks::<N>().0.iter().zip(out) {
+        *out = F::decode(*bytes);
+    }
+}
+
+/// The scalar kernel.
+///
+/// # Safety
+/// None needed; the signature is that of [`Dot`](crate::Dot).
+pub(super) unsafe fn dot<F: Float<N>, const N: usize>(weights: &[u8], x: &[u8], n: usize) -> f32 {
+    let weights = &weights.as_chunks::<N>().0[..n];
+    let x = &x.as_chunks::<4>().0[..n];
+    let mut lanes = [0.0; 16];
+    let (w_blocks, w_tail) = weights.as_chunks::<16>();
+    let (x_blocks, x_tail) = x.as_chunks::<16>();
+    for (w, x) in w_blocks.iter().zip(x_blocks) {
+        for lane in 0..16 {
+            lanes[lane] += F::decode(w[lane]) * f32::from_le_bytes(x[lane]);
+        }
+    }
+    for (lane, (w, x)) in w_tail.iter().zip(x_tail).enumerate() {
+        lanes[lane] += F::decode(*w) * f32::from_le_bytes(*x);
+    }
+    reduce(lanes)
+}

@@ -1,0 +1,31 @@
+//! The table of weight formats: one file each, one word in the list below.
+//!
+//! A format's file draws its block, decodes it and names its kernels. What the files share: [`floats`] (weights that are floats
+//! themselves), [`block32`] and [`block256`] (blocks of small integers with a scale), each with the canonical order of its family.
+
+mod block256;
+mod block32;
+mod floats;
+mod grids;
+#[cfg(test)]
+mod tests;
+
+use crate::Format;
+
+macro_rules! formats {
+    ($($file:ident)*) => {
+        $(mod $file;)*
+        /// Every weight format that can be computed with.
+        pub static FORMATS: &[&Format] = &[$(&$file::FORMAT),*];
+    };
+}
+
+formats! {
+    f32 f16 bf16
+    q4_0 q4_1 q5_0 q5_1 q8_0
+}
+
+/// The format with this ggml type id, or `None` if there are no kernels for it.
+pub fn format(id: u32) -> Option<&'static Format> {
+    FORMATS.iter().copied().find(|format| format.id == id)
+}

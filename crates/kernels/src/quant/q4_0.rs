@@ -1,0 +1,46 @@
+//! `Q4_0`: 32 weights in 18 bytes (4.5 bits each), `d · (q − 8)`.
+//!
+//! ```text
+//!  0       2                                18
+//! | d: f16 | q0 q16 | q1 q17 | … | q15 q31 |     two nibbles per byte, the low one first
+//! ```
+
+use super::block32::{self, Block32, half_at, inverse, largest, nibbles, pack_nibbles};
+use crate::{Activation, Format};
+
+const BYTES: usize = 18;
+
+pub(super) static FORMAT: Format = Format {
+    id: 2,
+    name: "Q4_0",
+    block_elements: 32,
+    block_bytes: BYTES,
+    activation: Activation::Q8_0,
+    dequantize: block32::dequantize::<Q4_0, BYTES>,
+    quantize: Some(quantize),
+    scalar: block32::dot::<Q4_0, BYTES>,
+    avx2: None,
+    avx512: None,
+    neon: None,
+};
+
+struct Q4_0;
+
+impl Block32<BYTES> for Q4_0 {
+    #[inline(always)]
+    fn unpack(block: &[u8; BYTES], q: &mut [i8; 32]) -> (f32, f32) {
+        nibbles(&block[2..], |i, n| q[i] = n as i8 - 8);
+        (half_at(block, 0), 0.0)
+    }
+}
+
+/// The value of largest magnitude becomes −8 exactly.
+fn quantize(x: &[f32], out: &mut [u8]) {
+    assert_eq!(x.len() / 32 * BYTES, out.len(), "whole row");
+    for (x, out) in x.as_chunks::<32>().0.iter().zip(out.as_chunks_mut::<BYTES>().0) {
+        let d = largest(x) / -8.0;
+        let id = inverse(d);
+        out[..2].copy_from_slice(&half::f16::from_f32(d).to_le_bytes());
+        pack_nibbles(&x.map(|x| ((x * id + 8.5) as u8).min(15)), &mut out[2..]);
+    }
+}

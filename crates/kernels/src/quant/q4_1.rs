@@ -1,0 +1,49 @@
+//! `Q4_1`: 32 weights in 20 bytes (5 bits each), `d · q + m`.
+//!
+//! ```text
+//!  0        2        4                                20
+//! | d: f16 | m: f16 | q0 q16 | q1 q17 | … | q15 q31 |     two nibbles per byte, the low one first
+//! ```
+
+use super::block32::{self, Block32, half_at, inverse, nibbles, pack_nibbles};
+use crate::{Activation, Format};
+
+const BYTES: usize = 20;
+
+pub(super) static FORMAT: Format = Format {
+    id: 3,
+    name: "Q4_1",
+    block_elements: 32,
+    block_bytes: BYTES,
+    activation: Activation::Q8_0,
+    dequantize: block32::dequantize::<Q4_1, BYTES>,
+    quantize: Some(quantize),
+    scalar: block32::dot::<Q4_1, BYTES>,
+    avx2: None,
+    avx512: None,
+    neon: None,
+};
+
+struct Q4_1;
+
+impl Block32<BYTES> for Q4_1 {
+    const MIN: bool = true;
+
+    #[inline(always)]
+    fn unpack(block: &[u8; BYTES], q: &mut [i8; 32]) -> (f32, f32) {
+        nibbles(&block[4..], |i, n| q[i] = n as i8);
+        (half_at(block, 0), half_at(block, 2))
+    }
+}
+
+fn quantize(x: &[f32], out: &mut [u8]) {
+    assert_eq!(x.len() / 32 * BYTES, out.len(), "whole row");
+    for (x, out) in x.as_chunks::<32>().0.iter().zip(out.as_chunks_mut::<BYTES>().0) {
+        let (min, max) = x.iter().fold((x[0], x[0]), |(a, b), &x| (a.min(x), b.max(x)));
+        let d = (max - min) / 15.0;
+        let id = inverse(d);
+        out[..2].copy_from_slice(&half::f16::from_f32(d).to_le_bytes());
+        out[2..4].copy_from_slice(&half::f16::from_f32(min).to_le_bytes());
+        pack_nibbles(&x.map(|x| (((x - min) * id + 0.5) as u8).min(15)), &mut out[4..]);
+    }
+}

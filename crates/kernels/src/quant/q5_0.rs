@@ -1,0 +1,51 @@
+//! `Q5_0`: 32 weights in 22 bytes (5.5 bits each), `d · (q − 16)`.
+//!
+//! ```text
+//!  0        2              6                                22
+//! | d: f16 | high: u32 LE | q0 q16 | q1 q17 | … | q15 q31 |
+//! ```
+//! Bit `i` of `high` is bit 4 of `q[i]`; nibbles as in Q4_0.
+
+use super::block32::{self, Block32, half_at, inverse, largest, nibbles, pack_nibbles};
+use crate::{Activation, Format};
+
+const BYTES: usize = 22;
+
+pub(super) static FORMAT: Format = Format {
+    id: 6,
+    name: "Q5_0",
+    block_elements: 32,
+    block_bytes: BYTES,
+    activation: Activation::Q8_0,
+    dequantize: block32::dequantize::<Q5_0, BYTES>,
+    quantize: Some(quantize),
+    scalar: block32::dot::<Q5_0, BYTES>,
+    avx2: None,
+    avx512: None,
+    neon: None,
+};
+
+struct Q5_0;
+
+impl Block32<BYTES> for Q5_0 {
+    #[inline(always)]
+    fn unpack(block: &[u8; BYTES], q: &mut [i8; 32]) -> (f32, f32) {
+        let high = u32::from_le_bytes([block[2], block[3], block[4], block[5]]);
+        nibbles(&block[6..], |i, n| q[i] = (n | (((high >> i) & 1) as u8) << 4) as i8 - 16);
+        (half_at(block, 0), 0.0)
+    }
+}
+
+/// The value of largest magnitude becomes −16 exactly.
+fn quantize(x: &[f32], out: &mut [u8]) {
+    assert_eq!(x.len() / 32 * BYTES, out.len(), "whole row");
+    for (x, out) in x.as_chunks::<32>().0.iter().zip(out.as_chunks_mut::<BYTES>().0) {
+        let d = largest(x) / -16.0;
+        let id = inverse(d);
+        let q = x.map(|x| ((x * id + 16.5) as u8).min(31));
+        let high = q.iter().enumerate().fold(0u32, |h, (i, q)| h | u32::from(q >> 4) << i);
+        out[..2].copy_from_slice(&half::f16::from_f32(d).to_le_bytes());
+        out[2..6].copy_from_slice(&high.to_le_bytes());
+        pack_nibbles(&q, &mut out[6..]);
+    }
+}

@@ -1,0 +1,50 @@
+//! `Q8_0`: 32 weights in 34 bytes (8.5 bits each), `d · q`.
+//!
+//! ```text
+//!  0        2                    34
+//! | d: f16 | q0 | q1 | … | q31 |     signed bytes
+//! ```
+
+use super::block32::{self, Block32, half_at, inverse};
+use crate::{Activation, Format};
+
+const BYTES: usize = 34;
+
+pub(super) static FORMAT: Format = Format {
+    id: 8,
+    name: "Q8_0",
+    block_elements: 32,
+    block_bytes: BYTES,
+    activation: Activation::Q8_0,
+    dequantize: block32::dequantize::<Q8_0, BYTES>,
+    quantize: Some(quantize),
+    scalar: block32::dot::<Q8_0, BYTES>,
+    avx2: None,
+    avx512: None,
+    neon: None,
+};
+
+struct Q8_0;
+
+impl Block32<BYTES> for Q8_0 {
+    #[inline(always)]
+    fn unpack(block: &[u8; BYTES], q: &mut [i8; 32]) -> (f32, f32) {
+        for (q, byte) in q.iter_mut().zip(&block[2..]) {
+            *q = *byte as i8;
+        }
+        (half_at(block, 0), 0.0)
+    }
+}
+
+/// Rounds half away from zero, as ggml's reference does.
+fn quantize(x: &[f32], out: &mut [u8]) {
+    assert_eq!(x.len() / 32 * BYTES, out.len(), "whole row");
+    for (x, out) in x.as_chunks::<32>().0.iter().zip(out.as_chunks_mut::<BYTES>().0) {
+        let d = x.iter().fold(0.0f32, |a, x| a.max(x.abs())) / 127.0;
+        let id = inverse(d);
+        out[..2].copy_from_slice(&half::f16::from_f32(d).to_le_bytes());
+        for (out, x) in out[2..].iter_mut().zip(x) {
+            *out = (x * id).round() as i8 as u8;
+        }
+    }
+}
