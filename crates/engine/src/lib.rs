@@ -1,1 +1,32 @@
-//! See ARCHITECTURE.md.
+//! Models, backends and the loop: everything between token ids and logits.
+//!
+//! A model file (`models/`) reads like a forward pass: it is written against `layers/` and the operations of
+//! `backend/`, and never learns that its experts are streamed — only `layers::moe` talks to the bank.
+
+pub mod backend;
+
+mod dump;
+mod engine;
+mod error;
+mod generate;
+mod layers;
+mod load;
+mod models;
+mod options;
+mod plan;
+mod sequence;
+mod vocabulary;
+
+pub use dump::Dump;
+pub use engine::{Engine, EngineStats, Want};
+pub use error::Error;
+pub use generate::{Finish, GenerateOptions, Generation};
+pub use models::ModelInfo;
+pub use options::{AttentionMode, CacheType, EngineOptions, ReaderChoice};
+pub use plan::{MemoryPlan, PlanRow};
+pub use sequence::Sequence;
+pub use vocabulary::vocabulary;
+
+// The parts of lower rooms that appear in this crate's interface.
+pub use experts::BankSize;
+pub use text::{SamplingOptions, Tokenizer};

@@ -1,0 +1,69 @@
+//! Slots in host memory: the slot is the buffer that the drive writes into.
+
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use experts::{Arena, Destination, SizeClass, SlotId};
+use kernels::AlignedBuf;
+
+/// One page-aligned region per size class.
+pub struct HostArena {
+    classes: Vec<Region>,
+    allocated_bytes: Arc<AtomicU64>,
+}
+
+struct Region {
+    /// Owns the memory; after construction only `start` is used, so that no reference covers a slot being written.
+    _memory: AlignedBuf,
+    start: NonNull<u8>,
+    slot_bytes: usize,
+    slots: usize,
+}
+
+// SAFETY: `start` points into memory that the region owns and that does not move; who may read or write which slot,
+// and when, is the bank's contract (see `Arena`).
+unsafe impl Send for Region {}
+// SAFETY: as above; `&Region` gives out only addresses and slots that the bank says are ready.
+unsafe impl Sync for Region {}
+
+impl HostArena {
+    /// Nothing allocated yet; `allocated_bytes` is told what is.
+    pub fn new(allocated_bytes: Arc<AtomicU64>) -> Self {
+        Self { classes: Vec::new(), allocated_bytes }
+    }
+
+    fn slot(&self, slot: SlotId) -> (NonNull<u8>, usize) {
+        let region = &self.classes[slot.class as usize];
+        assert!((slot.index as usize) < region.slots, "slot {} of {}", slot.index, region.slots);
+        // SAFETY: the offset is inside the region's allocation by the assertion.
+        let start = unsafe { region.start.add(slot.index as usize * region.slot_bytes) };
+        (start, region.slot_bytes)
+    }
+}
+
+// SAFETY: regions are allocated once, page-aligned and zeroed; slots are disjoint multiples of `slot_bytes` (a multiple
+// of the alignment); nothing here touches a slot's bytes except `host_bytes`, for that slot alone.
+unsafe impl Arena for HostArena {
+    fn allocate(&mut self, classes: &[SizeClass]) -> experts::Result<()> {
+        for class in classes {
+            let (slot_bytes, slots) = (class.slot_bytes as usize, class.slots as usize);
+            let mut memory = AlignedBuf::zeroed(slot_bytes * slots);
+            self.allocated_bytes.fetch_add(memory.len() as u64, Ordering::Relaxed);
+            let start = NonNull::new(memory.as_mut_ptr()).expect("an allocation is not null");
+            self.classes.push(Region { _memory: memory, start, slot_bytes, slots });
+        }
+        Ok(())
+    }
+
+    fn destination(&mut self, slot: SlotId) -> Destination {
+        let (start, len) = self.slot(slot);
+        Destination { start, len }
+    }
+
+    fn host_bytes(&self, slot: SlotId) -> &[u8] {
+        let (start, len) = self.slot(slot);
+        // SAFETY: the bank calls this only for slots that are ready: initialised, and written by nobody meanwhile.
+        unsafe { std::slice::from_raw_parts(start.as_ptr(), len) }
+    }
+}

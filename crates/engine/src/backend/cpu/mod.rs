@@ -1,0 +1,276 @@
+//! The CPU backend: every call executes at once, heavy ones on a pool of threads.
+//!
+//! Results never depend on the number of threads: work is split over rows, heads or positions, and each of those is
+//! summed by one thread in one order.
+
+mod arena;
+mod attention;
+mod index;
+mod matmul;
+mod memory;
+mod routed;
+
+pub use arena::HostArena;
+
+use experts::Bank;
+use kernels::{AlignedBuf, Isa, Kernel, Pool, ops};
+
+use super::{
+    Backend, Buf, CacheId, Index, LatentAttention, RopeId, RopeSpec, Routed, Select, SelectionId, View,
+    WeightId, WeightSpec,
+};
+use crate::Error;
+use crate::options::CacheType;
+use memory::{Buffers, Cache, RopeState, Scratch, Selection, floats};
+
+pub(crate) use memory::{rope_bytes, scratch_bytes, selection_bytes};
+
+/// A weight and the kernel picked for it when it was loaded.
+struct Weight {
+    kernel: Kernel,
+    n_in: usize,
+    n_out: usize,
+    count: usize,
+    bytes: AlignedBuf,
+}
+
+/// State of the backend; see the module documentation.
+pub struct CpuBackend {
+    isa: Isa,
+    pool: Pool,
+    weights: Vec<Weight>,
+    buffers: Buffers,
+    caches: Vec<Cache>,
+    selections: Vec<Selection>,
+    ropes: Vec<RopeState>,
+    scratch: Scratch,
+}
+
+impl CpuBackend {
+    /// Starts `threads` compute threads (the caller's counts as one).
+    pub fn new(threads: usize) -> Result<Self, Error> {
+        let isa = Isa::detect().map_err(|e| Error::Option { option: "SLOTBANK_ISA", why: e.to_string() })?;
+        Ok(Self {
+            isa,
+            pool: Pool::new(threads),
+            weights: Vec::new(),
+            buffers: Buffers::default(),
+            caches: Vec::new(),
+            selections: Vec::new(),
+            ropes: Vec::new(),
+            scratch: Scratch::new(threads, 0, 0, 0),
+        })
+    }
+
+    /// A weight stored as f32 and used element by element (norms): its values.
+    fn vector(&self, id: WeightId) -> &[f32] {
+        let weight = &self.weights[id.0 as usize];
+        assert_eq!(weight.kernel.format().name, "F32", "a norm weight is f32");
+        floats(&weight.bytes)
+    }
+}
+
+impl Backend for CpuBackend {
+    fn describe(&self) -> String {
+        format!("cpu, {}, {} threads", self.isa.name(), self.pool.threads())
+    }
+
+    fn weight(
+        &mut self,
+        spec: &WeightSpec,
+        read: &mut dyn FnMut(&mut [u8]) -> Result<(), Error>,
+    ) -> Result<WeightId, Error> {
+        let unsupported = || Error::TensorType { tensor: spec.name.clone(), ty: "an unknown type" };
+        let format = kernels::format(spec.format).ok_or_else(unsupported)?;
+        let len = spec.bytes().ok_or_else(unsupported)? as usize;
+        let mut bytes = AlignedBuf::zeroed(len);
+        read(bytes.as_mut_slice())?;
+        self.weights.push(Weight {
+            kernel: format.kernel(self.isa),
+            n_in: spec.n_in,
+            n_out: spec.n_out,
+            count: spec.count,
+            bytes,
+        });
+        Ok(WeightId(self.weights.len() as u32 - 1))
+    }
+
+    fn buffer(&mut self, len: usize) -> Buf {
+        self.buffers.add(len)
+    }
+
+    fn cache(&mut self, rows: usize, width: usize, ty: CacheType) -> CacheId {
+        self.caches.push(Cache::new(rows, width, ty));
+        CacheId(self.caches.len() as u32 - 1)
+    }
+
+    fn selection(&mut self, tokens: usize, top_k: usize, context: usize) -> SelectionId {
+        self.selections.push(Selection::new(tokens, top_k, context));
+        SelectionId(self.selections.len() as u32 - 1)
+    }
+
+    fn rope_table(&mut self, spec: &RopeSpec) -> RopeId {
+        self.ropes.push(RopeState::new(spec));
+        RopeId(self.ropes.len() as u32 - 1)
+    }
+
+    fn scratch(&mut self, rows: usize, row: usize, context: usize) {
+        self.scratch = Scratch::new(self.pool.threads(), rows, row, context);
+    }
+
+    fn allocated_bytes(&self) -> u64 {
+        self.weights.iter().map(|w| w.bytes.len() as u64).sum::<u64>()
+            + self.buffers.bytes()
+            + self.caches.iter().map(Cache::bytes).sum::<u64>()
+            + self.selections.iter().map(Selection::bytes).sum::<u64>()
+            + self.ropes.iter().map(RopeState::bytes).sum::<u64>()
+            + self.scratch.bytes()
+    }
+
+    fn embed(&mut self, table: WeightId, tokens: &[u32], out: View) {
+        let weight = &self.weights[table.0 as usize];
+        let row_bytes = weight.kernel.row_bytes(weight.n_in);
+        for (t, &token) in tokens.iter().enumerate() {
+            let row = &weight.bytes.as_slice()[token as usize * row_bytes..][..row_bytes];
+            (weight.kernel.format().dequantize)(row, self.buffers.row_mut(out, t, weight.n_in));
+        }
+    }
+
+    fn rms_norm(&mut self, x: View, weight: WeightId, eps: f32, rows: usize, out: View) {
+        let id = weight;
+        let width = self.weights[id.0 as usize].n_in;
+        for t in 0..rows {
+            // Through scratch, so that `out` may be `x`.
+            let (scratch, source) = (&mut self.scratch.row[..width], self.buffers.row(x, t, width));
+            let weight = floats(&self.weights[id.0 as usize].bytes);
+            ops::rms_norm(source, Some(weight), eps, scratch);
+            self.buffers.row_mut(out, t, width).copy_from_slice(&self.scratch.row[..width]);
+        }
+    }
+
+    fn layer_norm(&mut self, x: View, weight: WeightId, bias: WeightId, eps: f32, rows: usize) {
+        let width = self.vector(weight).len();
+        for t in 0..rows {
+            let (scratch, source) = (&mut self.scratch.row[..width], self.buffers.row(x, t, width));
+            let (w, b) = (&self.weights[weight.0 as usize].bytes, &self.weights[bias.0 as usize].bytes);
+            ops::layer_norm(source, floats(w), floats(b), eps, scratch);
+            self.buffers.row_mut(x, t, width).copy_from_slice(&self.scratch.row[..width]);
+        }
+    }
+
+    fn matmul(&mut self, x: View, rows: usize, outs: &[(WeightId, View)]) {
+        self.matmul_shared(x, rows, outs);
+    }
+
+    fn matmul_heads(&mut self, weight: WeightId, x: View, x_head: usize, rows: usize, out: View) {
+        self.matmul_stack(weight, x, x_head, rows, out);
+    }
+
+    fn rope(&mut self, table: RopeId, x: View, heads: usize, head_stride: usize, start: usize, rows: usize) {
+        let table = &mut self.ropes[table.0 as usize];
+        table.prepare(start, rows);
+        for t in 0..rows {
+            let (cos, sin) = table.at(t);
+            for h in 0..heads {
+                let part = self.buffers.row_mut(x.shifted(h * head_stride), t, 2 * cos.len());
+                ops::rope_interleaved(part, cos, sin);
+            }
+        }
+    }
+
+    fn hadamard(&mut self, x: View, heads: usize, width: usize, rows: usize) {
+        for t in 0..rows {
+            for h in 0..heads {
+                ops::hadamard(self.buffers.row_mut(x.shifted(h * width), t, width));
+            }
+        }
+    }
+
+    fn copy(
+        &mut self,
+        x: View,
+        x_head: usize,
+        out: View,
+        out_head: usize,
+        heads: usize,
+        width: usize,
+        rows: usize,
+    ) {
+        for t in 0..rows {
+            for h in 0..heads {
+                let (from, to) =
+                    self.buffers.pair(x.shifted(h * x_head), out.shifted(h * out_head), t, width);
+                to.copy_from_slice(from);
+            }
+        }
+    }
+
+    fn add(&mut self, x: View, y: View, width: usize, rows: usize) {
+        for t in 0..rows {
+            let (from, to) = self.buffers.pair(y, x, t, width);
+            to.iter_mut().zip(from).for_each(|(to, from)| *to += from);
+        }
+    }
+
+    fn zero(&mut self, x: View, width: usize, rows: usize) {
+        for t in 0..rows {
+            self.buffers.row_mut(x, t, width).fill(0.0);
+        }
+    }
+
+    fn silu_mul(&mut self, gate: View, up: View, width: usize, rows: usize) {
+        for t in 0..rows {
+            let scratch = &mut self.scratch.row[..width];
+            ops::silu_mul(self.buffers.row(gate, t, width), self.buffers.row(up, t, width), scratch);
+            self.buffers.row_mut(gate, t, width).copy_from_slice(scratch);
+        }
+    }
+
+    fn append(&mut self, cache: CacheId, x: View, start: usize, rows: usize) {
+        let cache = &mut self.caches[cache.0 as usize];
+        for t in 0..rows {
+            cache.store(start + t, self.buffers.row(x, t, cache.width()));
+        }
+    }
+
+    fn select(&mut self, selection: SelectionId, how: Select, start: usize, rows: usize) {
+        let selection = &mut self.selections[selection.0 as usize];
+        for t in 0..rows {
+            let len = start + t + 1;
+            match how {
+                Select::All => selection.set_range(t, 0, len),
+                Select::Recent(n) => selection.set_range(t, len.saturating_sub(n), len),
+            }
+        }
+    }
+
+    fn sparse_index(&mut self, selection: SelectionId, index: &Index, start: usize, rows: usize) {
+        self.select_by_index(selection, index, start, rows);
+    }
+
+    fn attention_latent(&mut self, attention: &LatentAttention, start: usize, rows: usize) {
+        self.attend(attention, start, rows);
+    }
+
+    fn selected(&self, selection: SelectionId, row: usize, out: &mut Vec<u32>) {
+        out.extend(self.selections[selection.0 as usize].get(row).iter());
+    }
+
+    fn routed_ffn(&mut self, bank: &Bank, call: &Routed<'_>) {
+        self.routed(bank, call);
+    }
+
+    fn combine(&mut self, x: View, weights: &[f32], k: usize, width: usize, rows: usize, y: View) {
+        for t in 0..rows {
+            for j in 0..k {
+                let (from, to) = self.buffers.pair_rows((x, t * k + j), (y, t), width);
+                let weight = weights[t * k + j];
+                to.iter_mut().zip(from).for_each(|(to, from)| *to += weight * from);
+            }
+        }
+    }
+
+    fn read(&mut self, x: View, row: usize, len: usize) -> &[f32] {
+        self.buffers.row(x, row, len)
+    }
+}

@@ -1,0 +1,253 @@
+//! The operations a model is written in: handles, not tensors.
+//!
+//! The CPU backend executes each call at once; a GPU backend may record and submit. The host waits in two places only:
+//! [`Backend::read`] (the router's choice, the logits) and the bank's waves (bytes of missed experts).
+//!
+//! All activations are f32. A [`View`] names rows inside a buffer: row `r` starts at `offset + r * stride`.
+//! Shapes below are `[rows, width]` with the last number contiguous.
+
+pub mod cpu;
+
+use experts::Bank;
+
+use crate::Error;
+use crate::options::CacheType;
+
+/// A resident weight (matrix, stack of matrices, or vector).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WeightId(pub u32);
+
+/// An f32 activation buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Buf(pub u32);
+
+/// Rows of cached state that outlive a step: one per sequence and layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CacheId(pub u32);
+
+/// The positions each token of the step attends to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SelectionId(pub u32);
+
+/// One kind of rope.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RopeId(pub u32);
+
+/// Rows inside a buffer.
+#[derive(Debug, Clone, Copy)]
+pub struct View {
+    /// The buffer.
+    pub buf: Buf,
+    /// First element of row 0.
+    pub offset: usize,
+    /// Elements from one row to the next.
+    pub stride: usize,
+}
+
+impl View {
+    /// Dense rows of `width` from the start of `buf`.
+    pub fn rows(buf: Buf, width: usize) -> Self {
+        Self { buf, offset: 0, stride: width }
+    }
+    /// The same rows, starting `by` elements later.
+    pub fn shifted(self, by: usize) -> Self {
+        Self { offset: self.offset + by, ..self }
+    }
+}
+
+/// What a weight is, before its bytes are there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WeightSpec {
+    /// Tensor name, for messages.
+    pub name: String,
+    /// ggml type id; the backend has a kernel for it.
+    pub format: u32,
+    /// Elements per row, contiguous.
+    pub n_in: usize,
+    /// Rows per matrix.
+    pub n_out: usize,
+    /// Stacked matrices (heads); 1 otherwise.
+    pub count: usize,
+}
+
+impl WeightSpec {
+    /// Bytes of all matrices.
+    pub fn bytes(&self) -> Option<u64> {
+        let format = kernels::format(self.format)?;
+        if self.n_in % format.block_elements != 0 {
+            return None;
+        }
+        let row = self.n_in / format.block_elements * format.block_bytes;
+        Some(row as u64 * self.n_out as u64 * self.count as u64)
+    }
+}
+
+/// A rotary embedding: see `kernels::ops::Rope`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RopeSpec {
+    /// Rotated elements per head.
+    pub dim: usize,
+    /// Tokens of one step at most; the angles of a step are computed once for all layers.
+    pub rows: usize,
+    /// Base frequency.
+    pub theta: f32,
+    /// YaRN, where the model asks for it.
+    pub yarn: Option<kernels::ops::Yarn>,
+}
+
+/// How each token's positions are chosen in one layer.
+#[derive(Debug, Clone, Copy)]
+pub enum Select {
+    /// All positions up to the token's own.
+    All,
+    /// The last `n`.
+    Recent(usize),
+}
+
+/// The lightning indexer's operands for one full layer.
+#[derive(Debug, Clone, Copy)]
+pub struct Index {
+    /// Queries `[tokens, n_heads, head_dim]`.
+    pub queries: View,
+    /// Head weights `[tokens, n_heads]`, unscaled.
+    pub weights: View,
+    /// Keys of every cached position `[positions, head_dim]`.
+    pub keys: CacheId,
+    /// Index heads.
+    pub n_heads: usize,
+    /// Elements per head.
+    pub head_dim: usize,
+    /// Positions to keep.
+    pub top_k: usize,
+}
+
+/// Operands of attention in the latent space (absorbed MLA).
+#[derive(Debug, Clone, Copy)]
+pub struct LatentAttention {
+    /// `[tokens, n_heads, latent + rope]`: absorbed queries, then rotated parts.
+    pub queries: View,
+    /// `[positions, latent + rope]`: normed latents, then the shared rotated key.
+    pub cache: CacheId,
+    /// Heads.
+    pub n_heads: usize,
+    /// Latent elements, which are also the values.
+    pub latent: usize,
+    /// Rotated elements.
+    pub rope: usize,
+    /// Softmax scale.
+    pub scale: f32,
+    /// Which positions.
+    pub selection: SelectionId,
+    /// `[tokens, n_heads, latent]`.
+    pub out: View,
+}
+
+/// The routed experts of one layer call. Pair `p = token * k + j` is the token's `j`-th choice.
+#[derive(Debug, Clone, Copy)]
+pub struct Routed<'a> {
+    /// Layer, for the bank.
+    pub layer: u32,
+    /// Formats of gate, up and down.
+    pub formats: [u32; 3],
+    /// True where gate and up are one tensor (gate rows first).
+    pub fused: bool,
+    /// Model width.
+    pub n_embd: usize,
+    /// Expert width.
+    pub n_ff: usize,
+    /// Experts per token.
+    pub k: usize,
+    /// Tokens of the call.
+    pub n_tokens: usize,
+    /// Pairs sorted by expert: `pairs[starts[e]..starts[e + 1]]`.
+    pub starts: &'a [u32],
+    /// See `starts`.
+    pub pairs: &'a [u32],
+    /// Normed input `[tokens, n_embd]`.
+    pub x: View,
+    /// Scratch `[tokens * k, n_ff]`.
+    pub hidden: View,
+    /// Each pair's own output `[tokens * k, n_embd]`.
+    pub out: View,
+}
+
+/// Everything a model needs from the machine it runs on.
+pub trait Backend: Send {
+    /// Name and instruction set, for receipts.
+    fn describe(&self) -> String;
+
+    // ---- at load: the only calls that allocate --------------------------------------------------------------------
+
+    /// Makes room for a weight and fills it through `read`, which is given exactly `spec.bytes()` bytes.
+    fn weight(
+        &mut self,
+        spec: &WeightSpec,
+        read: &mut dyn FnMut(&mut [u8]) -> Result<(), Error>,
+    ) -> Result<WeightId, Error>;
+    /// An activation buffer of `len` f32.
+    fn buffer(&mut self, len: usize) -> Buf;
+    /// `rows` cached rows of `width` elements.
+    fn cache(&mut self, rows: usize, width: usize, ty: CacheType) -> CacheId;
+    /// Room for the selections of `tokens` tokens of up to `top_k` positions; `context` bounds the scores.
+    fn selection(&mut self, tokens: usize, top_k: usize, context: usize) -> SelectionId;
+    /// A rotary embedding and room for the angles of a step.
+    fn rope_table(&mut self, spec: &RopeSpec) -> RopeId;
+    /// Scratch shared by all operations, sized for the largest: activation rows of `row` elements, `context` positions.
+    fn scratch(&mut self, rows: usize, row: usize, context: usize);
+    /// Bytes allocated so far, all kinds.
+    fn allocated_bytes(&self) -> u64;
+
+    // ---- per step -------------------------------------------------------------------------------------------------
+
+    /// `out[t] = table[tokens[t]]`.
+    fn embed(&mut self, table: WeightId, tokens: &[u32], out: View);
+    /// `out[t] = rms_norm(x[t]) * weight`, `width` = the weight's length.
+    fn rms_norm(&mut self, x: View, weight: WeightId, eps: f32, rows: usize, out: View);
+    /// Mean and variance norm with weight and bias, in place.
+    fn layer_norm(&mut self, x: View, weight: WeightId, bias: WeightId, eps: f32, rows: usize);
+    /// Several matrices over the same rows: `out[t] = W x[t]`. The rows are quantised once for all of them.
+    fn matmul(&mut self, x: View, rows: usize, outs: &[(WeightId, View)]);
+    /// A stack of matrices, one per head: `out[t, h] = W[h] x[t, h]`. Head `h` of row `t` starts `h * x_head` elements
+    /// into the row of `x`; `out` is dense `[rows, heads, n_out]`.
+    fn matmul_heads(&mut self, weight: WeightId, x: View, x_head: usize, rows: usize, out: View);
+    /// Rotates interleaved pairs in place: `heads` blocks per row, `head_stride` apart, row `t` at position `start + t`.
+    fn rope(&mut self, table: RopeId, x: View, heads: usize, head_stride: usize, start: usize, rows: usize);
+    /// Orthonormal Walsh-Hadamard transform of `heads` blocks of `width` per row, in place.
+    fn hadamard(&mut self, x: View, heads: usize, width: usize, rows: usize);
+    /// Copies `width` elements per row and head.
+    fn copy(
+        &mut self,
+        x: View,
+        x_head: usize,
+        out: View,
+        out_head: usize,
+        heads: usize,
+        width: usize,
+        rows: usize,
+    );
+    /// `x[t] += y[t]`.
+    fn add(&mut self, x: View, y: View, width: usize, rows: usize);
+    /// `x[t] = 0`.
+    fn zero(&mut self, x: View, width: usize, rows: usize);
+    /// `gate[t] = silu(gate[t]) * up[t]`.
+    fn silu_mul(&mut self, gate: View, up: View, width: usize, rows: usize);
+
+    /// Stores rows at positions `start..start + rows`.
+    fn append(&mut self, cache: CacheId, x: View, start: usize, rows: usize);
+    /// Selects by rule; row `t` is at position `start + t`.
+    fn select(&mut self, selection: SelectionId, how: Select, start: usize, rows: usize);
+    /// Selects by the indexer: `top_k` largest scores, ties to the lower position. Keys up to `start + rows` are cached.
+    fn sparse_index(&mut self, selection: SelectionId, index: &Index, start: usize, rows: usize);
+    /// Softmax attention over the selected latents; row `t` is at position `start + t`.
+    fn attention_latent(&mut self, attention: &LatentAttention, start: usize, rows: usize);
+    /// The positions selected for row `t`, ascending (diagnostics; a host wait).
+    fn selected(&self, selection: SelectionId, row: usize, out: &mut Vec<u32>);
+
+    /// Runs the experts of the bank's current wave on their pairs.
+    fn routed_ffn(&mut self, bank: &Bank, call: &Routed<'_>);
+    /// `y[t] += sum over j, in router order, of weights[t * k + j] * x[t * k + j]`.
+    fn combine(&mut self, x: View, weights: &[f32], k: usize, width: usize, rows: usize, y: View);
+
+    /// Waits, then shows `len` elements from the start of row `row`.
+    fn read(&mut self, x: View, row: usize, len: usize) -> &[f32];
+}

@@ -1,0 +1,262 @@
+//! A loaded model and its bank: tokens in, logits out.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use experts::{Bank, BankSize, Lru, Reader, Trace};
+use files::Checkpoint;
+use text::{ChatTemplate, Tokenizer};
+
+use crate::backend::Backend;
+use crate::backend::cpu::{CpuBackend, HostArena};
+use crate::load::Loader;
+use crate::models::{self, Model, ModelInfo, Step};
+use crate::{Dump, EngineOptions, Error, MemoryPlan, Sequence};
+
+/// Which positions' logits a forward pass delivers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Want {
+    /// None: the tokens only fill the cache.
+    None,
+    /// The last position.
+    Last,
+    /// Every position.
+    All,
+}
+
+/// Counters since load.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct EngineStats {
+    /// The bank's; `None` where the routed experts are left out.
+    pub bank: Option<experts::Stats>,
+    /// Backend and instruction set.
+    pub backend: String,
+    /// What reads the experts.
+    pub reader: String,
+    /// Bytes taken at load, as counted by those who allocated them.
+    pub allocated_bytes: u64,
+}
+
+/// A model ready to run. One thread drives it.
+pub struct Engine {
+    backend: Box<dyn Backend>,
+    bank: Option<Bank>,
+    model: Box<dyn Model>,
+    options: EngineOptions,
+    plan: MemoryPlan,
+    tokenizer: Option<Arc<Tokenizer>>,
+    chat_template: Option<ChatTemplate>,
+    busy: Vec<Arc<AtomicBool>>,
+    dump: Option<Dump>,
+    host_bytes: u64,
+    arena_bytes: Arc<AtomicU64>,
+}
+
+impl Engine {
+    /// What loading would take. Reads no tensor.
+    pub fn plan(checkpoint: &Checkpoint, options: &EngineOptions) -> Result<MemoryPlan, Error> {
+        MemoryPlan::new(checkpoint, options)
+    }
+
+    /// Loads the dense weights, opens the experts and, with `BankSize::All`, reads them.
+    pub fn load(checkpoint: &Checkpoint, options: EngineOptions) -> Result<Self, Error> {
+        let pread = experts::read::pread::Options {
+            choice: options.reader,
+            threads: options.io_threads as usize,
+            ..Default::default()
+        };
+        Self::load_with_reader(checkpoint, options, |files| {
+            Ok(Box::new(experts::read::pread::PreadReader::open(files, &pread)?))
+        })
+    }
+
+    /// As [`Engine::load`] with another source of expert bytes (tests inject delays and faults here).
+    pub fn load_with_reader(
+        checkpoint: &Checkpoint,
+        options: EngineOptions,
+        make_reader: impl FnOnce(&[PathBuf]) -> Result<Box<dyn Reader>, Error>,
+    ) -> Result<Self, Error> {
+        let plan = MemoryPlan::new(checkpoint, &options)?;
+        let mut backend: Box<dyn Backend> = Box::new(CpuBackend::new(options.threads())?);
+        let mut loader = Loader::wet(checkpoint, &options, backend.as_mut());
+        let model = (models::find(checkpoint)?.load)(&mut loader)?;
+        let host_bytes = loader.host_bytes();
+        let arena_bytes = Arc::new(AtomicU64::new(0));
+        let bank = match &plan.bank {
+            None => None,
+            Some(bank_plan) => {
+                let reader = make_reader(checkpoint.files())?;
+                let policy = Box::new(Lru::new(bank_plan));
+                let arena = Box::new(HostArena::new(Arc::clone(&arena_bytes)));
+                let mut bank = Bank::new(bank_plan.clone(), checkpoint.files(), reader, arena, policy)?;
+                if let Some(path) = &options.trace {
+                    bank.set_trace(Trace::create(path)?);
+                }
+                if options.bank == BankSize::All {
+                    bank.preload()?;
+                }
+                Some(bank)
+            }
+        };
+        let (tokenizer, chat_template) = load_text(checkpoint, model.info())?;
+        let busy = (0..model.sequences()).map(|_| Arc::default()).collect();
+        Ok(Self {
+            backend,
+            bank,
+            model,
+            options,
+            plan,
+            tokenizer,
+            chat_template,
+            busy,
+            dump: None,
+            host_bytes,
+            arena_bytes,
+        })
+    }
+
+    /// The tokenizer; `None` for checkpoints without a vocabulary.
+    pub fn tokenizer(&self) -> Option<&Arc<Tokenizer>> {
+        self.tokenizer.as_ref()
+    }
+
+    /// The model's chat template, where it has one.
+    pub fn chat_template(&self) -> Option<&ChatTemplate> {
+        self.chat_template.as_ref()
+    }
+
+    /// What the model is.
+    pub fn model(&self) -> &ModelInfo {
+        self.model.info()
+    }
+
+    /// The options in effect.
+    pub fn options(&self) -> &EngineOptions {
+        &self.options
+    }
+
+    /// The plan that loading followed.
+    pub fn memory_plan(&self) -> &MemoryPlan {
+        &self.plan
+    }
+
+    /// Counters since load.
+    pub fn stats(&self) -> EngineStats {
+        EngineStats {
+            bank: self.bank.as_ref().map(|bank| bank.stats().clone()),
+            backend: self.backend.describe(),
+            reader: self.bank.as_ref().map_or_else(|| "none".to_owned(), Bank::describe_reader),
+            allocated_bytes: self.backend.allocated_bytes()
+                + self.arena_bytes.load(Ordering::Relaxed)
+                + self.host_bytes,
+        }
+    }
+
+    /// Bank counters without a copy.
+    pub fn bank_stats(&self) -> Option<&experts::Stats> {
+        self.bank.as_ref().map(Bank::stats)
+    }
+
+    /// Starts recording selections and expert ids; returns the previous recorder.
+    pub fn set_dump(&mut self, dump: Option<Dump>) -> Option<Dump> {
+        std::mem::replace(&mut self.dump, dump)
+    }
+
+    /// Ends the trace and reports whether every line was written.
+    pub fn finish_trace(&mut self) -> Result<(), Error> {
+        match self.bank.as_mut().and_then(Bank::take_trace) {
+            Some(trace) => Ok(trace.finish()?),
+            None => Ok(()),
+        }
+    }
+
+    /// A fresh sequence. Fails while all planned ones are in use.
+    pub fn new_sequence(&self) -> Result<Sequence, Error> {
+        self.busy.iter().enumerate().find_map(|(slot, busy)| Sequence::claim(slot, busy)).ok_or_else(|| {
+            Error::Option {
+                option: "sequences",
+                why: format!("all {} planned sequences are in use", self.busy.len()),
+            }
+        })
+    }
+
+    /// Runs `tokens` after what `sequence` holds, in micro-batches, and hands the wanted logits to `sink` as
+    /// (position, logits). After an error the sequence holds what it held before the failing micro-batch.
+    pub fn forward(
+        &mut self,
+        sequence: &mut Sequence,
+        tokens: &[u32],
+        want: Want,
+        sink: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<(), Error> {
+        self.check_tokens(sequence, tokens)?;
+        let ubatch = self.options.ubatch as usize;
+        let mut done = 0;
+        for chunk in tokens.chunks(ubatch) {
+            done += chunk.len();
+            let want = match want {
+                Want::Last if done < tokens.len() => Want::None,
+                other => other,
+            };
+            self.micro_batch(sequence, chunk, want, sink)?;
+        }
+        Ok(())
+    }
+
+    /// Ids in range and room in the cache, before anything runs.
+    pub(crate) fn check_tokens(&self, sequence: &Sequence, tokens: &[u32]) -> Result<(), Error> {
+        let (n_vocab, context) = (self.model.info().n_vocab, self.model.info().context as usize);
+        if let Some(&token) = tokens.iter().find(|&&token| token >= n_vocab) {
+            return Err(Error::Token { token, n_vocab });
+        }
+        let needed = sequence.len + tokens.len();
+        if needed > context {
+            return Err(Error::ContextFull { needed, context });
+        }
+        Ok(())
+    }
+
+    /// One pass of at most `ubatch` tokens.
+    pub(crate) fn micro_batch(
+        &mut self,
+        sequence: &mut Sequence,
+        tokens: &[u32],
+        want: Want,
+        sink: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<(), Error> {
+        let mut step = Step {
+            backend: self.backend.as_mut(),
+            bank: self.bank.as_mut(),
+            tokens,
+            start: sequence.len,
+            slot: sequence.slot,
+            want,
+            sink,
+            dump: self.dump.as_mut(),
+        };
+        self.model.forward(&mut step)?;
+        sequence.len += tokens.len();
+        Ok(())
+    }
+}
+
+/// Tokenizer and template, checked against the model's vocabulary size.
+fn load_text(
+    checkpoint: &Checkpoint,
+    info: &ModelInfo,
+) -> Result<(Option<Arc<Tokenizer>>, Option<ChatTemplate>), Error> {
+    let Some(vocabulary) = crate::vocabulary(checkpoint.metadata())? else { return Ok((None, None)) };
+    if vocabulary.tokens.len() > info.n_vocab as usize {
+        return Err(Error::Metadata {
+            path: checkpoint.root().to_owned(),
+            why: format!("{} tokens named, the embedding has {} rows", vocabulary.tokens.len(), info.n_vocab),
+        });
+    }
+    let tokenizer = Tokenizer::new(vocabulary)?;
+    let token = |id: Option<u32>| id.map(|id| tokenizer.token_text(id)).unwrap_or_default();
+    let (bos, eos) = (token(tokenizer.bos()), token(tokenizer.eos()));
+    let template =
+        tokenizer.chat_template().map(|source| ChatTemplate::new(source, &bos, &eos)).transpose()?;
+    Ok((Some(Arc::new(tokenizer)), template))
+}

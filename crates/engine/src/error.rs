@@ -1,0 +1,156 @@
+//! What can go wrong between a checkpoint and its logits.
+
+use std::path::PathBuf;
+
+use files::Class;
+
+/// Any failure of loading or running a model.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A model file is damaged, incomplete or not what it claims.
+    #[error(transparent)]
+    Files(#[from] files::Error),
+    /// The bank could not be planned, or an expert could not be read.
+    #[error(transparent)]
+    Experts(#[from] experts::Error),
+    /// The tokenizer, the template or the sampler.
+    #[error(transparent)]
+    Text(#[from] text::Error),
+    /// A valid file of an architecture that no model file here implements.
+    #[error("architecture `{found}` is not supported: {path}")]
+    Architecture {
+        /// `general.architecture` of the file.
+        found: String,
+        /// Where it was read.
+        path: PathBuf,
+        /// What this build can run.
+        known: Vec<&'static str>,
+    },
+    /// A valid tensor of a type without a kernel.
+    #[error("tensor `{tensor}` has type {ty}, which has no kernel here")]
+    TensorType {
+        /// Tensor name.
+        tensor: String,
+        /// ggml type name.
+        ty: &'static str,
+    },
+    /// The model needs a tensor that the checkpoint does not have.
+    #[error("tensor `{tensor}` is missing from {path}")]
+    MissingTensor {
+        /// Tensor name.
+        tensor: String,
+        /// The checkpoint.
+        path: PathBuf,
+    },
+    /// A tensor's shape contradicts the metadata.
+    #[error("tensor `{tensor}` has shape {found:?}, the metadata asks for {expected:?}")]
+    Shape {
+        /// Tensor name.
+        tensor: String,
+        /// ggml order, first number contiguous.
+        found: Vec<u64>,
+        /// Derived from the metadata.
+        expected: Vec<u64>,
+    },
+    /// Metadata values that contradict each other or leave the supported range.
+    #[error("metadata of {path}: {why}")]
+    Metadata {
+        /// The checkpoint.
+        path: PathBuf,
+        /// Which keys and values.
+        why: String,
+    },
+    /// An option outside what this model or this build accepts.
+    #[error("{option}: {why}")]
+    Option {
+        /// Flag or field name.
+        option: &'static str,
+        /// The reason with the numbers.
+        why: String,
+    },
+    /// More tokens than the cache was planned for.
+    #[error("the context is full: {needed} positions needed, {context} planned")]
+    ContextFull {
+        /// Positions the request needs.
+        needed: usize,
+        /// Positions allocated at load.
+        context: usize,
+    },
+    /// A token id outside the vocabulary.
+    #[error("token id {token} is outside the vocabulary of {n_vocab}")]
+    Token {
+        /// The id.
+        token: u32,
+        /// Vocabulary size.
+        n_vocab: u32,
+    },
+    /// The plan is larger than the memory that may be used.
+    #[error("the model does not fit: {needed_bytes} bytes planned, {available_bytes} available")]
+    DoesNotFit {
+        /// Planned bytes.
+        needed_bytes: u64,
+        /// Bytes that may be used.
+        available_bytes: u64,
+    },
+    /// A file that slotbank writes (trace, dump) could not be written.
+    #[error("cannot write {path}: {source}")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The caller's stop flag was raised.
+    #[error("interrupted")]
+    Interrupted,
+}
+
+impl Error {
+    /// The exit-code class.
+    pub fn class(&self) -> Class {
+        match self {
+            Self::Files(e) => e.class(),
+            Self::Experts(e) => e.class(),
+            Self::Text(e) => match e.fault() {
+                text::Fault::Unsupported => Class::Unsupported,
+                text::Fault::Usage => Class::Usage,
+                text::Fault::Internal => Class::Internal,
+                _ => Class::BadFile,
+            },
+            Self::MissingTensor { .. } | Self::Shape { .. } | Self::Metadata { .. } => Class::BadFile,
+            Self::Architecture { .. } | Self::TensorType { .. } => Class::Unsupported,
+            Self::Option { .. } | Self::Token { .. } => Class::Usage,
+            Self::ContextFull { .. } | Self::DoesNotFit { .. } => Class::DoesNotFit,
+            Self::Write { .. } => Class::Io,
+            Self::Interrupted => Class::Interrupted,
+        }
+    }
+
+    /// What the user can do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Files(e) => e.hint(),
+            Self::Experts(e) => e.hint(),
+            Self::Text(e) => e.hint(),
+            Self::Architecture { known, .. } => Some(format!("this build runs: {}", known.join(", "))),
+            Self::TensorType { .. } => {
+                Some("requantise that tensor, or use another file of this model".into())
+            }
+            Self::MissingTensor { tensor, .. } if tensor.contains("indexer") => Some(
+                "the file lacks the sparse-attention indexer; `--attention dense` runs without it".into(),
+            ),
+            Self::MissingTensor { .. } => {
+                Some("the file may be incomplete; `slotbank inspect` lists what is missing".into())
+            }
+            Self::ContextFull { .. } => Some("raise the context with `-c`, or shorten the prompt".into()),
+            Self::DoesNotFit { .. } => {
+                Some("lower `--bank` or `-c`; `slotbank plan` shows what each part needs".into())
+            }
+            Self::Shape { .. } | Self::Metadata { .. } => {
+                Some("the file is damaged or was converted by an incompatible tool".into())
+            }
+            _ => None,
+        }
+    }
+}

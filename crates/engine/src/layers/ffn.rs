@@ -1,0 +1,53 @@
+//! Gated feed-forward: `down(silu(gate x) * up x)`; the dense layers and the shared expert.
+
+use crate::Error;
+use crate::backend::{Backend, Buf, View, WeightId};
+use crate::load::Loader;
+
+/// Weights of one feed-forward block.
+pub(crate) struct Ffn {
+    gate: WeightId, // [width, hidden]
+    up: WeightId,   // [width, hidden]
+    down: WeightId, // [hidden, width]
+    width: usize,
+}
+
+/// Scratch for the widest block of a model.
+pub(crate) struct FfnState {
+    gate: Buf, // [ubatch, width]
+    up: Buf,   // [ubatch, width]
+}
+
+impl FfnState {
+    pub(crate) fn new(loader: &mut Loader<'_>, ubatch: usize, width: usize) -> Self {
+        Self { gate: loader.buffer(ubatch * width), up: loader.buffer(ubatch * width) }
+    }
+}
+
+impl Ffn {
+    /// `suffix` is empty for a dense layer and `_shexp` for the shared expert.
+    pub(crate) fn load(
+        loader: &mut Loader<'_>,
+        layer: u32,
+        suffix: &str,
+        hidden: usize,
+        width: usize,
+    ) -> Result<Self, Error> {
+        let name = |part: &str| format!("blk.{layer}.ffn_{part}{suffix}.weight");
+        Ok(Self {
+            gate: loader.matrix(&name("gate"), hidden, width)?,
+            up: loader.matrix(&name("up"), hidden, width)?,
+            down: loader.matrix(&name("down"), width, hidden)?,
+            width,
+        })
+    }
+
+    /// `y = ffn(x)`, rows of `hidden`.
+    pub(crate) fn forward(&self, b: &mut dyn Backend, s: &FfnState, x: View, rows: usize, y: View) {
+        let gate = View::rows(s.gate, self.width);
+        let up = View::rows(s.up, self.width);
+        b.matmul(x, rows, &[(self.gate, gate), (self.up, up)]);
+        b.silu_mul(gate, up, self.width, rows);
+        b.matmul(gate, rows, &[(self.down, y)]);
+    }
+}

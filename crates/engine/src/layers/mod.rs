@@ -1,0 +1,6 @@
+//! Blocks shared by the models. `moe` is the only one that knows the bank.
+
+pub(crate) mod ffn;
+pub(crate) mod mla;
+pub(crate) mod moe;
+pub(crate) mod router;

@@ -1,0 +1,228 @@
+//! The routed experts: the one place that asks the bank.
+//!
+//! Router, then all misses requested at once; while they fly, the shared expert and the hits; then each wave as it
+//! lands. Every (token, choice) pair has its own output row and the rows are summed in router order at the end, so
+//! neither arrival order nor grouping can change the result.
+
+use experts::Bank;
+use files::Family;
+
+use crate::Error;
+use crate::backend::{Backend, Buf, Routed, View, WeightId};
+use crate::layers::ffn::{Ffn, FfnState};
+use crate::layers::router::{RouterConfig, RouterState, route};
+use crate::load::Loader;
+use crate::models::Step;
+
+/// Sizes shared by all routed layers.
+#[derive(Debug, Clone)]
+pub(crate) struct MoeConfig {
+    pub(crate) router: RouterConfig,
+    pub(crate) hidden_size: usize,
+    pub(crate) moe_intermediate_size: usize,
+    pub(crate) n_shared_experts: usize,
+}
+
+/// Weights of one routed layer, except the experts themselves.
+pub(crate) struct Moe {
+    layer: u32,
+    router: WeightId, // [n_experts, hidden]
+    bias: Vec<f32>,   // [n_experts]
+    shared: Option<Ffn>,
+    formats: [u32; 3],
+    fused: bool,
+}
+
+/// Scratch of a pass, shared by all layers.
+pub(crate) struct MoeState {
+    logits: Buf, // [ubatch, n_experts]
+    hidden: Buf, // [ubatch * k, moe_intermediate]
+    out: Buf,    // [ubatch * k, hidden]
+    router: RouterState,
+    ids: Vec<u32>,     // [ubatch * k], token-major, router order
+    weights: Vec<f32>, // [ubatch * k]
+    starts: Vec<u32>,  // [n_experts + 1]
+    pairs: Vec<u32>,   // [ubatch * k], sorted by expert
+}
+
+impl MoeState {
+    pub(crate) fn new(loader: &mut Loader<'_>, c: &MoeConfig, ubatch: usize) -> Self {
+        let pairs = ubatch * c.router.top_k;
+        Self {
+            logits: loader.buffer(ubatch * c.router.n_experts),
+            hidden: loader.buffer(pairs * c.moe_intermediate_size),
+            out: loader.buffer(pairs * c.hidden_size),
+            router: RouterState::new(&c.router),
+            ids: vec![0; pairs],
+            weights: vec![0.0; pairs],
+            starts: vec![0; c.router.n_experts + 1],
+            pairs: vec![0; pairs],
+        }
+    }
+
+    /// Sorts the pairs by expert, keeping token order inside an expert.
+    fn group(&mut self, n: usize) {
+        self.starts.fill(0);
+        for &id in &self.ids[..n] {
+            self.starts[id as usize + 1] += 1;
+        }
+        for e in 1..self.starts.len() {
+            self.starts[e] += self.starts[e - 1];
+        }
+        // `starts[e]` walks through its expert's range and ends at the next one's start: shift back afterwards.
+        for (pair, &id) in self.ids[..n].iter().enumerate() {
+            let place = &mut self.starts[id as usize];
+            self.pairs[*place as usize] = pair as u32;
+            *place += 1;
+        }
+        self.starts.rotate_right(1);
+        self.starts[0] = 0;
+    }
+}
+
+impl Moe {
+    pub(crate) fn load(loader: &mut Loader<'_>, layer: u32, c: &MoeConfig) -> Result<Self, Error> {
+        let (formats, fused) = expert_formats(loader, layer, c)?;
+        let shared_width = c.n_shared_experts * c.moe_intermediate_size;
+        let bias_name = format!("blk.{layer}.exp_probs_b.bias");
+        let n_experts = c.router.n_experts;
+        let bias = if loader.has(&bias_name) {
+            loader.host_vector(&bias_name, n_experts)?
+        } else {
+            vec![0.0; n_experts]
+        };
+        Ok(Self {
+            layer,
+            router: loader.matrix(&format!("blk.{layer}.ffn_gate_inp.weight"), c.hidden_size, n_experts)?,
+            bias,
+            shared: match shared_width {
+                0 => None,
+                width => Some(Ffn::load(loader, layer, "_shexp", c.hidden_size, width)?),
+            },
+            formats,
+            fused,
+        })
+    }
+
+    /// `y = shared(x) + routed(x)`; `x` and `y` are rows of `hidden_size`.
+    pub(crate) fn forward(
+        &self,
+        step: &mut Step<'_>,
+        c: &MoeConfig,
+        s: &mut MoeState,
+        ffn: &FfnState,
+        x: View,
+        y: View,
+    ) -> Result<(), Error> {
+        let rows = step.tokens.len();
+        let Some(bank) = step.bank.as_deref_mut() else {
+            self.shared_expert(step.backend, ffn, x, rows, y, c);
+            return Ok(());
+        };
+        self.route(step.backend, c, s, x, rows);
+        let (k, n) = (c.router.top_k, rows * c.router.top_k);
+        if let Some(dump) = step.dump.as_deref_mut() {
+            dump.experts(self.layer, step.start, k, &s.ids[..n], &s.weights[..n]);
+        }
+        s.group(n);
+        bank.request(self.layer, &s.ids[..n], k as u32)?;
+        self.shared_expert(step.backend, ffn, x, rows, y, c);
+        let call = Routed {
+            layer: self.layer,
+            formats: self.formats,
+            fused: self.fused,
+            n_embd: c.hidden_size,
+            n_ff: c.moe_intermediate_size,
+            k,
+            n_tokens: rows,
+            starts: &s.starts,
+            pairs: &s.pairs[..n],
+            x,
+            hidden: View::rows(s.hidden, c.moe_intermediate_size),
+            out: View::rows(s.out, c.hidden_size),
+        };
+        run_waves(step.backend, bank, &call)?;
+        step.backend.combine(call.out, &s.weights[..n], k, c.hidden_size, rows, y);
+        Ok(())
+    }
+
+    fn route(&self, b: &mut dyn Backend, c: &MoeConfig, s: &mut MoeState, x: View, rows: usize) {
+        let (n_experts, k) = (c.router.n_experts, c.router.top_k);
+        let logits = View::rows(s.logits, n_experts);
+        b.matmul(x, rows, &[(self.router, logits)]);
+        for t in 0..rows {
+            let pairs = t * k..(t + 1) * k;
+            route(
+                &c.router,
+                &mut s.router,
+                b.read(logits, t, n_experts),
+                &self.bias,
+                &mut s.ids[pairs.clone()],
+                &mut s.weights[pairs],
+            );
+        }
+    }
+
+    /// The part of `y` that needs no routing; zero where the model has no shared expert.
+    fn shared_expert(
+        &self,
+        b: &mut dyn Backend,
+        ffn: &FfnState,
+        x: View,
+        rows: usize,
+        y: View,
+        c: &MoeConfig,
+    ) {
+        match &self.shared {
+            Some(shared) => shared.forward(b, ffn, x, rows, y),
+            None => b.zero(y, c.hidden_size, rows),
+        }
+    }
+}
+
+/// Hits first, then each wave of misses as it lands. On an error the bank is left consistent.
+fn run_waves(backend: &mut dyn Backend, bank: &mut Bank, call: &Routed<'_>) -> Result<(), Error> {
+    loop {
+        match bank.next_wave() {
+            Ok(true) => {}
+            Ok(false) => return Ok(()),
+            Err(error) => {
+                bank.abandon();
+                return Err(error.into());
+            }
+        }
+        backend.routed_ffn(bank, call);
+        bank.finish_wave();
+    }
+}
+
+/// Checks the layer's expert tensors against the metadata; returns the formats of gate, up and down.
+fn expert_formats(loader: &Loader<'_>, layer: u32, c: &MoeConfig) -> Result<([u32; 3], bool), Error> {
+    if loader.options.shared_only {
+        return Ok(([0; 3], false));
+    }
+    let (hidden, width) = (c.hidden_size as u64, c.moe_intermediate_size as u64);
+    let n = c.router.n_experts as u64;
+    let format = |family: Family, shape: [u64; 3]| -> Result<u32, Error> {
+        let tensor = loader.checkpoint.expert(layer, family).ok_or_else(|| Error::MissingTensor {
+            tensor: format!("blk.{layer}.{}.weight", family.name()),
+            path: loader.checkpoint.root().to_owned(),
+        })?;
+        if tensor.shape != shape {
+            return Err(Error::Shape {
+                tensor: tensor.name.clone(),
+                found: tensor.shape.to_vec(),
+                expected: shape.to_vec(),
+            });
+        }
+        kernels::format(tensor.ty.id())
+            .map(|f| f.id)
+            .ok_or_else(|| Error::TensorType { tensor: tensor.name.clone(), ty: tensor.ty.name() })
+    };
+    let down = format(Family::Down, [width, hidden, n])?;
+    if loader.checkpoint.expert(layer, Family::GateUp).is_some() {
+        let both = format(Family::GateUp, [hidden, 2 * width, n])?;
+        return Ok(([both, both, down], true));
+    }
+    Ok(([format(Family::Gate, [hidden, width, n])?, format(Family::Up, [hidden, width, n])?, down], false))
+}

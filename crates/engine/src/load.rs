@@ -1,0 +1,192 @@
+//! From a checkpoint to a backend: names, shapes and types checked, bytes counted, then read.
+//!
+//! The same model code runs twice: once without a backend, which only counts (the memory plan), and once with one. So
+//! the plan shown before loading and the memory taken by loading cannot drift apart.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+
+use files::{Checkpoint, Tensor};
+
+use crate::backend::{Backend, Buf, CacheId, RopeId, RopeSpec, SelectionId, WeightId, WeightSpec};
+use crate::options::CacheType;
+use crate::{EngineOptions, Error};
+
+/// Bytes by kind, as planned.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Ledger {
+    pub(crate) weights: u64,
+    pub(crate) buffers: u64,
+    pub(crate) caches: u64,
+    pub(crate) selections: u64,
+    pub(crate) ropes: u64,
+    pub(crate) scratch: u64,
+}
+
+impl Ledger {
+    pub(crate) fn total(&self) -> u64 {
+        self.weights + self.buffers + self.caches + self.selections + self.ropes + self.scratch
+    }
+}
+
+/// What a model's `load` function works with.
+pub(crate) struct Loader<'a> {
+    pub(crate) checkpoint: &'a Checkpoint,
+    pub(crate) options: &'a EngineOptions,
+    ledger: Ledger,
+    backend: Option<&'a mut dyn Backend>,
+    open: Option<(u32, File)>,
+    /// Bytes of host vectors really read.
+    host_bytes: u64,
+}
+
+impl<'a> Loader<'a> {
+    /// Counts only.
+    pub(crate) fn dry(checkpoint: &'a Checkpoint, options: &'a EngineOptions) -> Self {
+        Self { checkpoint, options, ledger: Ledger::default(), backend: None, open: None, host_bytes: 0 }
+    }
+
+    /// Allocates in `backend` and reads.
+    pub(crate) fn wet(
+        checkpoint: &'a Checkpoint,
+        options: &'a EngineOptions,
+        backend: &'a mut dyn Backend,
+    ) -> Self {
+        Self {
+            checkpoint,
+            options,
+            ledger: Ledger::default(),
+            backend: Some(backend),
+            open: None,
+            host_bytes: 0,
+        }
+    }
+
+    pub(crate) fn ledger(&self) -> Ledger {
+        self.ledger
+    }
+
+    pub(crate) fn host_bytes(&self) -> u64 {
+        self.host_bytes
+    }
+
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.checkpoint.tensor(name).is_some()
+    }
+
+    fn tensor(&self, name: &str) -> Result<&'a Tensor, Error> {
+        self.checkpoint.tensor(name).ok_or_else(|| Error::MissingTensor {
+            tensor: name.to_owned(),
+            path: self.checkpoint.root().to_owned(),
+        })
+    }
+
+    /// A vector of `n` f32.
+    pub(crate) fn vector(&mut self, name: &str, n: usize) -> Result<WeightId, Error> {
+        self.weight(name, n, 1, 1)
+    }
+
+    /// A matrix of `n_out` rows of `n_in`.
+    pub(crate) fn matrix(&mut self, name: &str, n_in: usize, n_out: usize) -> Result<WeightId, Error> {
+        self.weight(name, n_in, n_out, 1)
+    }
+
+    /// `count` stacked matrices.
+    pub(crate) fn heads(
+        &mut self,
+        name: &str,
+        n_in: usize,
+        n_out: usize,
+        count: usize,
+    ) -> Result<WeightId, Error> {
+        self.weight(name, n_in, n_out, count)
+    }
+
+    fn weight(&mut self, name: &str, n_in: usize, n_out: usize, count: usize) -> Result<WeightId, Error> {
+        let tensor = self.tensor(name)?;
+        check_shape(tensor, &[n_in as u64, n_out as u64, count as u64])?;
+        let spec = WeightSpec { name: name.to_owned(), format: tensor.ty.id(), n_in, n_out, count };
+        let bytes = spec
+            .bytes()
+            .ok_or_else(|| Error::TensorType { tensor: name.to_owned(), ty: tensor.ty.name() })?;
+        // `files` derived the extent from the same table; a disagreement would be a bug, not a bad file.
+        assert_eq!(bytes, tensor.extent.len, "extent of {name}");
+        self.ledger.weights += bytes;
+        let Some(backend) = self.backend.as_deref_mut() else { return Ok(WeightId(u32::MAX)) };
+        let path = &self.checkpoint.files()[tensor.extent.file.0 as usize];
+        if self.open.as_ref().is_none_or(|(index, _)| *index != tensor.extent.file.0) {
+            let file = File::open(path).map_err(|source| files::Error::io(path, source))?;
+            self.open = Some((tensor.extent.file.0, file));
+        }
+        let Some((_, file)) = self.open.as_mut() else { unreachable!("opened above") };
+        let offset = tensor.extent.offset;
+        backend.weight(&spec, &mut |out| {
+            file.seek(SeekFrom::Start(offset))
+                .and_then(|_| file.read_exact(out))
+                .map_err(|source| files::Error::io(path, source).into())
+        })
+    }
+
+    /// Reads a small f32 vector to the host (router bias).
+    pub(crate) fn host_vector(&mut self, name: &str, n: usize) -> Result<Vec<f32>, Error> {
+        let tensor = self.tensor(name)?;
+        check_shape(tensor, &[n as u64, 1, 1])?;
+        let format = kernels::format(tensor.ty.id())
+            .ok_or_else(|| Error::TensorType { tensor: name.to_owned(), ty: tensor.ty.name() })?;
+        if n % format.block_elements != 0 {
+            return Err(Error::TensorType { tensor: name.to_owned(), ty: tensor.ty.name() });
+        }
+        self.ledger.weights += 4 * n as u64;
+        let mut out = vec![0.0; n];
+        if self.backend.is_some() {
+            self.host_bytes += 4 * n as u64;
+            (format.dequantize)(&self.checkpoint.read(&tensor.extent)?, &mut out);
+        }
+        Ok(out)
+    }
+
+    pub(crate) fn buffer(&mut self, len: usize) -> Buf {
+        self.ledger.buffers += 4 * len as u64;
+        self.backend.as_deref_mut().map_or(Buf(u32::MAX), |b| b.buffer(len))
+    }
+
+    pub(crate) fn cache(&mut self, rows: usize, width: usize, ty: CacheType) -> CacheId {
+        self.ledger.caches += rows as u64 * width as u64 * ty.bytes();
+        self.backend.as_deref_mut().map_or(CacheId(u32::MAX), |b| b.cache(rows, width, ty))
+    }
+
+    pub(crate) fn selection(&mut self, tokens: usize, top_k: usize, context: usize) -> SelectionId {
+        self.ledger.selections += crate::backend::cpu::selection_bytes(tokens, top_k, context);
+        self.backend.as_deref_mut().map_or(SelectionId(u32::MAX), |b| b.selection(tokens, top_k, context))
+    }
+
+    pub(crate) fn rope_table(&mut self, spec: &RopeSpec) -> RopeId {
+        self.ledger.ropes += crate::backend::cpu::rope_bytes(spec);
+        self.backend.as_deref_mut().map_or(RopeId(u32::MAX), |b| b.rope_table(spec))
+    }
+
+    /// Operation scratch: see [`Backend::scratch`].
+    pub(crate) fn scratch(&mut self, rows: usize, row: usize, context: usize) {
+        self.ledger.scratch += crate::backend::cpu::scratch_bytes(self.options.threads(), rows, row, context);
+        if let Some(backend) = self.backend.as_deref_mut() {
+            backend.scratch(rows, row, context);
+        }
+    }
+}
+
+/// Trailing dimensions of 1 may be absent.
+fn check_shape(tensor: &Tensor, expected: &[u64; 3]) -> Result<(), Error> {
+    let mut found = [1u64; 3];
+    let fits = tensor.shape.len() <= 3;
+    if fits {
+        found[..tensor.shape.len()].copy_from_slice(&tensor.shape);
+    }
+    if !fits || found != *expected {
+        let mut expected = expected.to_vec();
+        while expected.len() > 1 && expected.last() == Some(&1) {
+            expected.pop();
+        }
+        return Err(Error::Shape { tensor: tensor.name.clone(), found: tensor.shape.clone(), expected });
+    }
+    Ok(())
+}

@@ -1,0 +1,114 @@
+//! One file per architecture: `Config` (Hugging Face names kept), weights, `forward`.
+
+use experts::Bank;
+use files::Checkpoint;
+
+use crate::backend::{Backend, CacheId};
+use crate::load::Loader;
+use crate::{Dump, EngineOptions, Error, Want};
+
+/// Declares the model files and the table that finds them by `general.architecture`.
+macro_rules! architectures {
+    ($($file:ident),+ $(,)?) => {
+        $(mod $file;)+
+        /// Every architecture this build can run.
+        static ARCHITECTURES: &[Architecture] = &[$($file::ARCHITECTURE),+];
+    };
+}
+
+architectures! { glm_dsa }
+
+/// One row of the table.
+pub(crate) struct Architecture {
+    /// Values of `general.architecture`.
+    pub(crate) names: &'static [&'static str],
+    /// Checks the metadata, asks the loader for everything, and returns the model.
+    pub(crate) load: fn(&mut Loader<'_>) -> Result<Box<dyn Model>, Error>,
+}
+
+/// What the loop, the plan and the user interface need to know about a loaded model.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct ModelInfo {
+    /// `general.architecture`.
+    pub architecture: String,
+    /// Vocabulary size.
+    pub n_vocab: u32,
+    /// Layers that run (next-token-prediction blocks not counted).
+    pub n_layers: u32,
+    /// Layers with routed experts that run.
+    pub expert_layers: Vec<u32>,
+    /// Routed experts per layer.
+    pub n_experts: u32,
+    /// Experts per token in effect.
+    pub top_k: u32,
+    /// Model width.
+    pub hidden_size: u32,
+    /// Positions the model was made for.
+    pub context_max: u32,
+    /// Positions planned.
+    pub context: u32,
+    /// Positions a query keeps under sparse attention.
+    pub index_topk: u32,
+    /// Layers that run their own indexer.
+    pub full_layers: Vec<u32>,
+}
+
+/// One forward pass: tokens at `start..`, in one sequence.
+pub(crate) struct Step<'a> {
+    pub(crate) backend: &'a mut dyn Backend,
+    /// `None` only where the routed experts are left out.
+    pub(crate) bank: Option<&'a mut Bank>,
+    pub(crate) tokens: &'a [u32],
+    pub(crate) start: usize,
+    /// Which of the model's sequence caches.
+    pub(crate) slot: usize,
+    pub(crate) want: Want,
+    /// Receives (position, logits) for each wanted position.
+    pub(crate) sink: &'a mut dyn FnMut(usize, &[f32]),
+    pub(crate) dump: Option<&'a mut Dump>,
+}
+
+/// The cached state of one sequence, by layer.
+#[derive(Debug)]
+pub(crate) struct SequenceCache {
+    /// Latents and rotated keys.
+    pub(crate) latents: Vec<CacheId>,
+    /// Index keys, on layers that run an indexer.
+    pub(crate) index_keys: Vec<Option<CacheId>>,
+}
+
+/// A loaded architecture.
+pub(crate) trait Model: Send {
+    fn info(&self) -> &ModelInfo;
+    /// Sequences planned at load.
+    fn sequences(&self) -> usize;
+    fn forward(&mut self, step: &mut Step<'_>) -> Result<(), Error>;
+}
+
+/// Finds the architecture of a checkpoint.
+pub(crate) fn find(checkpoint: &Checkpoint) -> Result<&'static Architecture, Error> {
+    let found = checkpoint.architecture();
+    ARCHITECTURES.iter().find(|a| a.names.contains(&found)).ok_or_else(|| Error::Architecture {
+        found: found.to_owned(),
+        path: checkpoint.root().to_owned(),
+        known: known(),
+    })
+}
+
+/// Names of everything this build can run.
+pub(crate) fn known() -> Vec<&'static str> {
+    ARCHITECTURES.iter().flat_map(|a| a.names.iter().copied()).collect()
+}
+
+/// The context to plan: what was asked, bounded by what the model was made for.
+pub(crate) fn planned_context(options: &EngineOptions, context_max: u32) -> Result<u32, Error> {
+    match options.context {
+        None => Ok(context_max.min(crate::options::DEFAULT_CONTEXT)),
+        Some(0) => Err(Error::Option { option: "-c", why: "a context of 0 positions holds nothing".into() }),
+        Some(n) if n > context_max => Err(Error::Option {
+            option: "-c",
+            why: format!("{n} positions asked, the model was made for {context_max}"),
+        }),
+        Some(n) => Ok(n),
+    }
+}

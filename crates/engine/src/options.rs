@@ -1,0 +1,113 @@
+//! One struct holds every choice that shapes a loaded engine; it is printed, planned with and stored in receipts.
+
+use std::path::PathBuf;
+
+use experts::BankSize;
+pub use experts::ReaderChoice;
+
+/// Which cached positions a query may see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AttentionMode {
+    /// The model's own indexer picks `index_topk` positions.
+    #[default]
+    Sparse,
+    /// Every earlier position; the indexer does not run.
+    Dense,
+    /// The last `index_topk` positions; a diagnostic that shows what the indexer is worth.
+    Recent,
+}
+
+/// Element type of the latent and index-key caches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CacheType {
+    /// 4 bytes; the type of the golden tests.
+    F32,
+    /// 2 bytes; index keys are Hadamard-rotated so that rounding costs little.
+    #[default]
+    F16,
+}
+
+impl CacheType {
+    /// Bytes per element.
+    pub fn bytes(self) -> u64 {
+        match self {
+            Self::F32 => 4,
+            Self::F16 => 2,
+        }
+    }
+}
+
+/// Everything a caller may choose before loading.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct EngineOptions {
+    /// How many experts stay resident.
+    #[serde(serialize_with = "as_debug")]
+    pub bank: BankSize,
+    /// Tokens per forward pass of a prompt. A constant: results may depend on it (rounding), so it never
+    /// follows free memory.
+    pub ubatch: u32,
+    /// Positions to plan for; `None` = the smaller of the model's context and 8,192.
+    pub context: Option<u32>,
+    /// Cache element type.
+    pub cache_type: CacheType,
+    /// Compute threads; `None` = the cores this process may use.
+    pub threads: Option<u32>,
+    /// Experts per token when fewer than the model's own number are wanted.
+    pub moe_topk: Option<u32>,
+    /// Attention mode.
+    pub attention: AttentionMode,
+    /// Epsilon of the two latent RMS norms: 1e-6 as transformers and MLX, 1e-5 as llama.cpp.
+    pub latent_eps: f32,
+    /// Diagnostic: leave the routed experts out.
+    pub shared_only: bool,
+    /// Routing trace to write.
+    pub trace: Option<PathBuf>,
+    /// How expert bytes are read.
+    #[serde(serialize_with = "as_debug")]
+    pub reader: ReaderChoice,
+    /// Reader threads.
+    pub io_threads: u32,
+    /// Memory that may be used in all; `None` = what the system reports as available.
+    pub memory_bytes: Option<u64>,
+}
+
+fn as_debug<T: std::fmt::Debug, S: serde::Serializer>(value: &T, s: S) -> Result<S::Ok, S::Error> {
+    s.collect_str(&format_args!("{value:?}"))
+}
+
+/// Tokens per forward pass unless asked otherwise.
+pub(crate) const DEFAULT_UBATCH: u32 = 32;
+/// Context unless asked otherwise (or the model's, where that is smaller).
+pub(crate) const DEFAULT_CONTEXT: u32 = 8192;
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        Self {
+            bank: BankSize::Auto,
+            ubatch: DEFAULT_UBATCH,
+            context: None,
+            cache_type: CacheType::default(),
+            threads: None,
+            moe_topk: None,
+            attention: AttentionMode::default(),
+            latent_eps: 1e-6,
+            shared_only: false,
+            trace: None,
+            reader: ReaderChoice::Auto,
+            io_threads: 8,
+            memory_bytes: None,
+        }
+    }
+}
+
+impl EngineOptions {
+    /// Compute threads to start.
+    pub fn threads(&self) -> usize {
+        match self.threads {
+            Some(n) => n as usize,
+            None => std::thread::available_parallelism().map_or(1, |n| n.get()),
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! What loading will take, before anything is loaded.
+
+use experts::{BankPlan, LayerExperts};
+use files::{Checkpoint, Family};
+
+use crate::load::Loader;
+use crate::models::{self, ModelInfo};
+use crate::{EngineOptions, Error};
+
+/// One line of the plan.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct PlanRow {
+    /// What it is.
+    pub name: &'static str,
+    /// Bytes it takes.
+    pub bytes: u64,
+    /// How the number comes about.
+    pub note: String,
+}
+
+/// Every byte that loading allocates, and what may be used.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct MemoryPlan {
+    /// The parts.
+    pub rows: Vec<PlanRow>,
+    /// Their sum.
+    pub total_bytes: u64,
+    /// Memory that may be used.
+    pub available_bytes: u64,
+    /// The bank; `None` where the routed experts are left out.
+    pub bank: Option<BankPlan>,
+    /// The model.
+    pub model: ModelInfo,
+}
+
+/// Kept free for the system when the bank sizes itself: an eighth of what is available, at most 2 GiB.
+const RESERVE_BYTES_MAX: u64 = 2 << 30;
+
+impl MemoryPlan {
+    pub(crate) fn new(checkpoint: &Checkpoint, options: &EngineOptions) -> Result<Self, Error> {
+        check_options(options)?;
+        let mut loader = Loader::dry(checkpoint, options);
+        let model = (models::find(checkpoint)?.load)(&mut loader)?;
+        let (info, ledger) = (model.info().clone(), loader.ledger());
+        let available_bytes = options.memory_bytes.unwrap_or_else(available_memory_bytes);
+        let bank = if options.shared_only {
+            None
+        } else {
+            let reserve = (available_bytes / 8).min(RESERVE_BYTES_MAX);
+            let for_bank = available_bytes.saturating_sub(ledger.total() + reserve);
+            Some(BankPlan::new(options.bank, for_bank, info.top_k, &expert_layers(checkpoint, &info)?)?)
+        };
+        let rows = rows(&info, options, &ledger, bank.as_ref());
+        let total_bytes = rows.iter().map(|row| row.bytes).sum();
+        if total_bytes > available_bytes {
+            return Err(Error::DoesNotFit { needed_bytes: total_bytes, available_bytes });
+        }
+        Ok(Self { rows, total_bytes, available_bytes, bank, model: info })
+    }
+}
+
+fn rows(
+    info: &ModelInfo,
+    options: &EngineOptions,
+    ledger: &crate::load::Ledger,
+    bank: Option<&BankPlan>,
+) -> Vec<PlanRow> {
+    let mut rows = vec![
+        PlanRow {
+            name: "dense weights",
+            bytes: ledger.weights,
+            note: format!("resident, {} layers", info.n_layers),
+        },
+        PlanRow {
+            name: "cache",
+            bytes: ledger.caches,
+            note: format!("{} positions of {:?}", info.context, options.cache_type).to_lowercase(),
+        },
+        PlanRow {
+            name: "compute buffers",
+            bytes: ledger.buffers + ledger.selections + ledger.scratch + ledger.ropes,
+            note: format!("ubatch {}, {} threads", options.ubatch, options.threads()),
+        },
+    ];
+    if let Some(bank) = bank {
+        rows.push(PlanRow { name: "expert bank", bytes: bank.arena_bytes(), note: bank.summary() });
+    }
+    rows
+}
+
+/// The expert tensors of the layers that run.
+pub(crate) fn expert_layers(checkpoint: &Checkpoint, info: &ModelInfo) -> Result<Vec<LayerExperts>, Error> {
+    info.expert_layers
+        .iter()
+        .map(|&layer| {
+            let tensors: Vec<_> = [Family::Gate, Family::Up, Family::GateUp, Family::Down]
+                .into_iter()
+                .filter_map(|family| checkpoint.expert(layer, family).cloned())
+                .collect();
+            if tensors.is_empty() {
+                return Err(Error::MissingTensor {
+                    tensor: format!("blk.{layer}.ffn_gate_exps.weight"),
+                    path: checkpoint.root().to_owned(),
+                });
+            }
+            Ok(LayerExperts { layer, n_expert: info.n_experts, tensors })
+        })
+        .collect()
+}
+
+fn check_options(options: &EngineOptions) -> Result<(), Error> {
+    let range = |option, value: u64, min: u64, max: u64| {
+        if (min..=max).contains(&value) {
+            return Ok(());
+        }
+        Err(Error::Option { option, why: format!("{value} is not in {min}..={max}") })
+    };
+    range("--ubatch", u64::from(options.ubatch), 1, 4096)?;
+    range("--threads", options.threads() as u64, 1, 1024)?;
+    range("--io-threads", u64::from(options.io_threads), 1, 256)?;
+    if !(options.latent_eps.is_finite() && options.latent_eps >= 0.0) {
+        return Err(Error::Option {
+            option: "--latent-eps",
+            why: format!("{} is no epsilon", options.latent_eps),
+        });
+    }
+    Ok(())
+}
+
+/// Memory this process may still use: what the system calls available, bounded by its control group.
+pub(crate) fn available_memory_bytes() -> u64 {
+    let mut system = sysinfo::System::new();
+    system.refresh_memory();
+    let available = system.available_memory();
+    match system.cgroup_limits() {
+        Some(limits) if limits.total_memory > 0 => available.min(limits.free_memory),
+        _ => available,
+    }
+}
