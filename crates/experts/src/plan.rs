@@ -447,10 +447,10 @@ fn set_bounds(layers: &mut [LayerPlan], classes: &[SizeClass], floor: u32, fixed
     for layer in layers.iter_mut() {
         layer.slots_min = layer.n_expert.min(floor);
     }
-    for c in 0..classes.len() {
+    for (c, class) in classes.iter().enumerate() {
         let floors: u32 = layers.iter().filter(|l| l.class as usize == c).map(|l| l.slots_min).sum();
         for layer in layers.iter_mut().filter(|l| l.class as usize == c) {
-            let reachable = classes[c].slots - (floors - layer.slots_min);
+            let reachable = class.slots - (floors - layer.slots_min);
             layer.slots_max = if fixed { layer.slots_min } else { layer.n_expert.min(reachable) };
         }
     }

@@ -12,8 +12,6 @@
 //! everything else is as it was. After construction these calls allocate nothing, except to report an error.
 
 mod table;
-#[cfg(test)]
-mod tests;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
