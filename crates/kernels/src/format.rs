@@ -10,6 +10,12 @@ use crate::{Activation, Isa};
 /// Neither needs any alignment.
 pub type Dot = unsafe fn(weights: &[u8], x: &[u8], n: usize) -> f32;
 
+/// Decodes whole blocks to floats.
+pub type Dequantize = fn(bytes: &[u8], out: &mut [f32]);
+
+/// Encodes floats to whole blocks.
+pub type Quantize = fn(x: &[f32], out: &mut [u8]);
+
 /// What a weight format is. There is one static per format, listed in [`FORMATS`](crate::FORMATS).
 #[derive(Debug)]
 #[non_exhaustive]
@@ -25,9 +31,9 @@ pub struct Format {
     /// The form activations must have for the dot kernels.
     pub activation: Activation,
     /// Decodes whole blocks to floats: `bytes.len() / block_bytes * block_elements` values.
-    pub dequantize: fn(&[u8], &mut [f32]),
+    pub dequantize: Dequantize,
     /// Encodes floats (a whole number of blocks), where a simple encoder exists.
-    pub quantize: Option<fn(&[f32], &mut [u8])>,
+    pub quantize: Option<Quantize>,
     /// The portable kernel.
     pub scalar: Dot,
     /// For [`Isa::Avx2`].

@@ -25,7 +25,7 @@ mod shared;
 
 pub use activation::Activation;
 pub use aligned::AlignedBuf;
-pub use format::{Dot, Format, Kernel};
+pub use format::{Dequantize, Dot, Format, Kernel, Quantize};
 pub use isa::{Isa, IsaError};
 pub use matmul::{matmul, matmul_batched};
 pub use pool::Pool;

@@ -1,0 +1,51 @@
+//! `IQ1_S`: 256 weights in 50 bytes (1.5625 bits each), `d·(2·scale + 1)·(g ± 1/8)`, `g` in −1, 0, 1 from a codebook of 2048 eights.
+//!
+//! ```text
+//!  0        2          34                 50
+//! | d: f16 | qs: 32 B | high: 8 u16 LE |
+//! ```
+//! Per 32 weights one `high`: bits `3·l` up are the top three of the eleven index bits of eight `l` (the low eight are `qs[4·s + l]`), bits 12
+//! to 14 the scale, bit 15 the sign of the shift of 1/8 (set: minus).
+
+use super::block32::half_at;
+use super::block256::{self, Block256, Unpacked, u16_at};
+use super::grids;
+use crate::{Activation, Format};
+
+const BYTES: usize = 50;
+
+pub(super) static FORMAT: Format = Format {
+    id: 19,
+    name: "IQ1_S",
+    block_elements: 256,
+    block_bytes: BYTES,
+    activation: Activation::Q8K,
+    dequantize: block256::dequantize::<Iq1S, BYTES>,
+    quantize: None,
+    scalar: block256::dot::<Iq1S, BYTES>,
+    avx2: None,
+    avx512: None,
+    neon: None,
+};
+
+struct Iq1S;
+
+impl Block256<BYTES> for Iq1S {
+    #[inline(always)]
+    fn unpack(block: &[u8; BYTES], out: &mut Unpacked) -> (f32, f32) {
+        for s in 0..8 {
+            let high = u16_at(block, 34 + 2 * s);
+            let scale = 2 * (high >> 12 & 7) as i16 + 1;
+            (out.scale[2 * s], out.scale[2 * s + 1]) = (scale, scale);
+            let shift = if high >> 15 == 1 { -1 } else { 1 };
+            for l in 0..4 {
+                let index = usize::from(block[2 + 4 * s + l]) | usize::from(high >> (3 * l) & 7) << 8;
+                let g = grids::IQ1[index].to_le_bytes();
+                for (q, g) in out.q[32 * s + 8 * l..][..8].iter_mut().zip(g) {
+                    *q = 8 * g as i8 + shift;
+                }
+            }
+        }
+        (half_at(block, 0) / 8.0, 0.0)
+    }
+}

@@ -1,0 +1,36 @@
+//! `IQ4_NL`: 32 weights in 18 bytes (4.5 bits each), `d · level[q]` with sixteen uneven levels.
+//!
+//! ```text
+//!  0       2                                18
+//! | d: f16 | q0 q16 | q1 q17 | … | q15 q31 |     two nibbles per byte, the low one first
+//! ```
+
+use super::block32::{self, Block32, half_at, nibbles};
+use super::grids;
+use crate::{Activation, Format};
+
+const BYTES: usize = 18;
+
+pub(super) static FORMAT: Format = Format {
+    id: 20,
+    name: "IQ4_NL",
+    block_elements: 32,
+    block_bytes: BYTES,
+    activation: Activation::Q8_0,
+    dequantize: block32::dequantize::<Iq4Nl, BYTES>,
+    quantize: None,
+    scalar: block32::dot::<Iq4Nl, BYTES>,
+    avx2: None,
+    avx512: None,
+    neon: None,
+};
+
+struct Iq4Nl;
+
+impl Block32<BYTES> for Iq4Nl {
+    #[inline(always)]
+    fn unpack(block: &[u8; BYTES], q: &mut [i8; 32]) -> (f32, f32) {
+        nibbles(&block[2..], |i, n| q[i] = grids::IQ4[usize::from(n)]);
+        (half_at(block, 0), 0.0)
+    }
+}

@@ -1,0 +1,51 @@
+//! `IQ4_XS`: 256 weights in 136 bytes (4.25 bits each), `d·(scale − 32)·level[q]` with the sixteen uneven levels of IQ4_NL, a scale per 32.
+//!
+//! ```text
+//!  0        2                 4            8           136
+//! | d: f16 | high: u16 LE | low: 4 B | qs: 128 B |
+//! ```
+//! Scale `s` has its low four bits in a nibble of `low[s / 2]` (the low one first) and its high two in bits `2·s` up of `high`. Each 16 bytes of
+//! `qs` hold 32 weights: the low nibbles the first 16, the high ones the next.
+
+use super::block32::half_at;
+use super::block256::{self, Block256, Unpacked, u16_at};
+use super::grids;
+use crate::{Activation, Format};
+
+const BYTES: usize = 136;
+
+pub(super) static FORMAT: Format = Format {
+    id: 23,
+    name: "IQ4_XS",
+    block_elements: 256,
+    block_bytes: BYTES,
+    activation: Activation::Q8K,
+    dequantize: block256::dequantize::<Iq4Xs, BYTES>,
+    quantize: None,
+    scalar: block256::dot::<Iq4Xs, BYTES>,
+    avx2: None,
+    avx512: None,
+    neon: None,
+};
+
+struct Iq4Xs;
+
+impl Block256<BYTES> for Iq4Xs {
+    #[inline(always)]
+    fn unpack(block: &[u8; BYTES], out: &mut Unpacked) -> (f32, f32) {
+        let high = u16_at(block, 2);
+        for (i, scale) in out.scale.iter_mut().enumerate() {
+            let s = i / 2;
+            let low = u16::from(block[4 + s / 2] >> (4 * (s % 2)) & 15);
+            *scale = (low | (high >> (2 * s) & 3) << 4) as i16 - 32;
+        }
+        for s in 0..8 {
+            let qs = &block[8 + 16 * s..][..16];
+            for l in 0..16 {
+                out.q[32 * s + l] = grids::IQ4[usize::from(qs[l] & 15)];
+                out.q[32 * s + 16 + l] = grids::IQ4[usize::from(qs[l] >> 4)];
+            }
+        }
+        (half_at(block, 0), 0.0)
+    }
+}

@@ -1,0 +1,43 @@
+//! `MXFP4`: 32 weights in 17 bytes (4.25 bits each), `2^(e − 128) · level[q]`, the levels being twice those of FP4 (E2M1).
+//!
+//! ```text
+//!  0       1                                17
+//! | e: u8 | q0 q16 | q1 q17 | … | q15 q31 |     two nibbles per byte, the low one first
+//! ```
+
+use super::block32::{self, Block32, nibbles};
+use crate::{Activation, Format};
+
+const BYTES: usize = 17;
+
+pub(super) static FORMAT: Format = Format {
+    id: 39,
+    name: "MXFP4",
+    block_elements: 32,
+    block_bytes: BYTES,
+    activation: Activation::Q8_0,
+    dequantize: block32::dequantize::<Mxfp4, BYTES>,
+    quantize: None,
+    scalar: block32::dot::<Mxfp4, BYTES>,
+    avx2: None,
+    avx512: None,
+    neon: None,
+};
+
+static LEVELS: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+
+struct Mxfp4;
+
+impl Block32<BYTES> for Mxfp4 {
+    #[inline(always)]
+    fn unpack(block: &[u8; BYTES], q: &mut [i8; 32]) -> (f32, f32) {
+        nibbles(&block[1..], |i, n| q[i] = LEVELS[usize::from(n)]);
+        (unit(block[0]), 0.0)
+    }
+}
+
+/// `2^(e − 128)`: an exponent one below `e`'s own, so 0 and 1 are subnormal.
+#[inline(always)]
+fn unit(e: u8) -> f32 {
+    f32::from_bits(if e < 2 { 0x0020_0000 << e } else { u32::from(e - 1) << 23 })
+}

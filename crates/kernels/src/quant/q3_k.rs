@@ -1,0 +1,52 @@
+//! `Q3_K`: 256 weights in 110 bytes (3.4375 bits each), `d·(scale − 32)·(q − 4)`, a scale per 16.
+//!
+//! ```text
+//!  0             32          96               108      110
+//! | high: 32 B | qs: 64 B | scales: 12 B | d: f16 |
+//! ```
+//! `qs` as in Q2_K. Bit `4·half + g` of `high[l]` is bit 2 of element `128·half + 32·g + l`. The six bits of scale `i`: the low four are a
+//! nibble of `scales[i mod 8]` (low for `i < 8`), the high two are bits `2·(i / 4)` up of `scales[8 + i mod 4]`.
+
+use super::block32::half_at;
+use super::block256::{self, Block256, Unpacked};
+use crate::{Activation, Format};
+
+const BYTES: usize = 110;
+
+pub(super) static FORMAT: Format = Format {
+    id: 11,
+    name: "Q3_K",
+    block_elements: 256,
+    block_bytes: BYTES,
+    activation: Activation::Q8K,
+    dequantize: block256::dequantize::<Q3K, BYTES>,
+    quantize: None,
+    scalar: block256::dot::<Q3K, BYTES>,
+    avx2: None,
+    avx512: None,
+    neon: None,
+};
+
+struct Q3K;
+
+impl Block256<BYTES> for Q3K {
+    #[inline(always)]
+    fn unpack(block: &[u8; BYTES], out: &mut Unpacked) -> (f32, f32) {
+        let (high, scales) = (&block[..32], &block[96..108]);
+        for i in 0..16 {
+            let low = scales[i % 8] >> (4 * (i / 8)) & 15;
+            let top = scales[8 + i % 4] >> (2 * (i / 4)) & 3;
+            out.scale[i] = i16::from(low | top << 4) - 32;
+        }
+        for half in 0..2 {
+            let qs = &block[32 + 32 * half..][..32];
+            for g in 0..4 {
+                for l in 0..32 {
+                    let top = (high[l] >> (4 * half + g) & 1) << 2;
+                    out.q[128 * half + 32 * g + l] = (qs[l] >> (2 * g) & 3 | top) as i8 - 4;
+                }
+            }
+        }
+        (half_at(block, 108), 0.0)
+    }
+}

@@ -1,0 +1,47 @@
+//! `Q4_K`: 256 weights in 144 bytes (4.5 bits each), `d·scale·q − dmin·min`, a scale and a minimum per 32.
+//!
+//! ```text
+//!  0        2           4              16          144
+//! | d: f16 | dmin: f16 | scales: 12 B | qs: 128 B |
+//! ```
+//! Each 32 bytes of `qs` hold 64 weights: the low nibbles the first 32, the high ones the next. Scales and minima have six bits: for the
+//! first four the low six bits of bytes `j` and `j + 4`; for the others the nibbles of byte `j + 8` with the top two bits of those bytes.
+
+use super::block32::half_at;
+use super::block256::{self, Block256, Unpacked, scales_and_mins};
+use crate::{Activation, Format};
+
+const BYTES: usize = 144;
+
+pub(super) static FORMAT: Format = Format {
+    id: 12,
+    name: "Q4_K",
+    block_elements: 256,
+    block_bytes: BYTES,
+    activation: Activation::Q8K,
+    dequantize: block256::dequantize::<Q4K, BYTES>,
+    quantize: None,
+    scalar: block256::dot::<Q4K, BYTES>,
+    avx2: None,
+    avx512: None,
+    neon: None,
+};
+
+struct Q4K;
+
+impl Block256<BYTES> for Q4K {
+    const MIN: bool = true;
+
+    #[inline(always)]
+    fn unpack(block: &[u8; BYTES], out: &mut Unpacked) -> (f32, f32) {
+        scales_and_mins(&block[4..16], out);
+        for pair in 0..4 {
+            let qs = &block[16 + 32 * pair..][..32];
+            for l in 0..32 {
+                out.q[64 * pair + l] = (qs[l] & 15) as i8;
+                out.q[64 * pair + 32 + l] = (qs[l] >> 4) as i8;
+            }
+        }
+        (half_at(block, 0), half_at(block, 2))
+    }
+}

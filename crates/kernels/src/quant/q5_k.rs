@@ -1,0 +1,47 @@
+//! `Q5_K`: 256 weights in 176 bytes (5.5 bits each), `d·scale·q − dmin·min`, a scale and a minimum per 32.
+//!
+//! ```text
+//!  0        2           4              16           48          176
+//! | d: f16 | dmin: f16 | scales: 12 B | high: 32 B | qs: 128 B |
+//! ```
+//! Scales and `qs` as in Q4_K; bit `s` of `high[l]` is bit 4 of element `32·s + l`.
+
+use super::block32::half_at;
+use super::block256::{self, Block256, Unpacked, scales_and_mins};
+use crate::{Activation, Format};
+
+const BYTES: usize = 176;
+
+pub(super) static FORMAT: Format = Format {
+    id: 13,
+    name: "Q5_K",
+    block_elements: 256,
+    block_bytes: BYTES,
+    activation: Activation::Q8K,
+    dequantize: block256::dequantize::<Q5K, BYTES>,
+    quantize: None,
+    scalar: block256::dot::<Q5K, BYTES>,
+    avx2: None,
+    avx512: None,
+    neon: None,
+};
+
+struct Q5K;
+
+impl Block256<BYTES> for Q5K {
+    const MIN: bool = true;
+
+    #[inline(always)]
+    fn unpack(block: &[u8; BYTES], out: &mut Unpacked) -> (f32, f32) {
+        scales_and_mins(&block[4..16], out);
+        let high = &block[16..48];
+        for pair in 0..4 {
+            let qs = &block[48 + 32 * pair..][..32];
+            for l in 0..32 {
+                out.q[64 * pair + l] = (qs[l] & 15 | (high[l] >> (2 * pair) & 1) << 4) as i8;
+                out.q[64 * pair + 32 + l] = (qs[l] >> 4 | (high[l] >> (2 * pair + 1) & 1) << 4) as i8;
+            }
+        }
+        (half_at(block, 0), half_at(block, 2))
+    }
+}
