@@ -1,0 +1,257 @@
+"""Golden numbers for crates/text, made by Hugging Face's own code.
+
+Trains a small byte-level BPE on the text below, encodes a nasty corpus with it under each pre-tokenizer of our table,
+and renders our test templates with transformers' Jinja environment. Everything is determined by the constants here.
+
+    python tools/goldens/tokenizer_goldens.py        # writes tests/fixtures/tokenizer/*.json
+
+Needs tokenizers 0.23 and transformers 5 (for the templates). The expressions are spelled out a second time on purpose:
+a slip in the Rust table shows up as a difference.
+"""
+
+import json
+import pathlib
+import random
+
+import tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+OUT = ROOT / "tests" / "fixtures" / "tokenizer"
+TEMPLATES = ROOT / "crates" / "text" / "tests" / "templates"
+
+CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+TAIL = r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+UPPER, LOWER = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}", r"\p{Ll}\p{Lm}\p{Lo}\p{M}"
+
+
+def words(digits):
+    return CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|" + digits + r"| ?[^\s\p{L}\p{N}]+[\r\n]*" + TAIL
+
+
+def cased(limit):
+    def lead(inner):
+        return rf"[^\r\n\p{{L}}\p{{N}}]?{inner}{CONTRACTIONS}?"
+    upper, lower = f"[{UPPER}{limit}]", f"[{LOWER}{limit}]"
+    return lead(f"{upper}*{lower}+") + "|" + lead(f"{upper}+{lower}*")
+
+
+# name -> (expressions, ignore_merges, nfc)
+PRE = {
+    "glm4": ([words(r"\p{N}{1,3}")], True, False),
+    "glm5": ([words(r"\p{N}{1,3}")], True, False),
+    "chatglm-bpe": ([words(r"\p{N}{1,3}")], False, False),
+    "llama-bpe": ([words(r"\p{N}{1,3}")], True, False),
+    "qwen2": ([words(r"\p{N}")], False, True),
+    "qwen35": (
+        [
+            CONTRACTIONS
+            + r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*"
+            + TAIL
+        ],
+        False,
+        True,
+    ),
+    "gpt-2": (
+        [r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"],
+        False,
+        False,
+    ),
+    "deepseek-v3": (
+        [
+            r"\p{N}{1,3}",
+            r"[一-龥぀-ゟ゠-ヿ]+",
+            r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+            + r"| ?[\p{P}\p{S}]+[\r\n]*"
+            + TAIL,
+        ],
+        False,
+        False,
+    ),
+    "gpt-4o": ([cased("") + r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*" + TAIL], False, False),
+    "minimax-m2": ([cased("") + r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*" + TAIL], False, False),
+    "kimi-k2": (
+        [r"[\p{Han}]+|" + cased(r"&&[^\p{Han}]") + r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*" + TAIL],
+        False,
+        False,
+    ),
+}
+
+CONTROL = ["[gMASK]", "<sop>", "<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>",
+           "<|user|>!", "ordinary"]
+USER_DEFINED = ["<think>", "</think>", "<tool_call>", "\t\t\t"]
+# Reachable only by ignore_merges: no merge makes them.
+WHOLE = ["Ġbookbinder", "quokka", "123", "!?!"]
+
+TRAINING = """
+The lighthouse keeper counted the ships that passed below the cliff, and wrote each name into a ledger. The ledger's
+pages weren't numbered; he'd numbered the ships instead. They're all gone now. I've read it, we'll keep it, I'm told.
+In the harbour there were seven boats, twelve nets and one very old dog who slept through every storm of the winter.
+Der Leuchtturmwärter zählte die Schiffe, die unter der Klippe vorbeifuhren, und schrieb jeden Namen in ein Buch.
+Le gardien du phare comptait les navires qui passaient sous la falaise et écrivait chaque nom dans un grand registre.
+Смотритель маяка считал корабли и записывал имя каждого корабля в книгу. Кораблей было много, а книга была одна.
+灯塔看守人数着从悬崖下经过的船只，把每个名字写进账本。港口里有七条船，十二张网，还有一只老狗。
+灯台守は崖の下を通る船を数えて、それぞれの名前を帳簿に書いた。港には七隻の船と十二枚の網があった。
+كان حارس المنارة يعد السفن التي تمر تحت الجرف ويكتب كل اسم في دفتر كبير. नाविक ने जहाज़ों को गिना और किताब में लिखा।
+fn main() { let mut total = 0u64; for ship in ships.iter() { total += ship.length; } println!("{total}"); }
+def count(ships): return sum(1 for ship in ships if ship["length"] > 12.5)  # only the long ones
+{"name": "ledger", "pages": [1, 2, 3], "open": true, "price": 19.99, "year": 1887}
+    indented by four      and then some     spaces	with tabs		and	more
+ship ships shipping shipped shipper; count counts counting counted counter; keep keeper keeping kept; 1887 1888 1890
+"""
+
+CORPUS = [
+    "",
+    " ",
+    "  ",
+    "\n",
+    "\r\n",
+    " \n ",
+    "a",
+    " a",
+    "a ",
+    "Hello, world!",
+    "The keeper's ledger wasn't lost; they'd've told us. I'M SURE WE'LL SEE. 'Tis it'S",
+    "it'\u017f x'\u017f don'T you'RE 'll'll '' 's",
+    "1 12 123 1234 12345 1234567890 3.14159 1,000,000 ½ ² Ⅷ ٣٤٥ १२३ 一二三 12ab34 v2.0.1",
+    "line one\nline two\r\nline three\n\n\nline six\n  \n\tindented\n",
+    "trailing spaces   \n   leading spaces\n \t mixed \t\n",
+    "a  b   c    d     e\t\tf\t \tg",
+    "wide\u00a0no-break\u2003em\u3000ideographic\u0085next\u2028line\u2029para\u200bzero\ufeffbom\u180evowel",
+    "\u3000\u3000two ideographic spaces\u3000\u3000\u3000",
+    "foo.bar(baz)[0]->qux::<T>() != nullptr && x /= y // comment\n/* block */\n",
+    "#!/usr/bin/env python\nif __name__ == '__main__':\n    print(f\"{x!r:>10}\")\n",
+    "https://example.org/a/b?c=d&e=%20f#g user@example.org C:\\dir\\file.txt /etc/hosts\n/\n//\n",
+    "HelloWorld helloWorld HTTPServer iPhone McDonald's ǅungla ǅUNGLA ABCdef ABC'S abc's",
+    "naïve café Ångström ﬁne ﬅop Straße ẞ İstanbul ıI",
+    "e\u0301a\u0308 cafe\u0301 \u0301start \u0301\u0301 a\u0301\u0302b n\u0303o",
+    "가나다 각 \u1100\u1161\u11a8 한국어 텍스트",
+    "中文字符，混合English和123数字。日本語のテキスト、カタカナとひらがな。漢字かな交じり",
+    "中a文b 中1文2 A中文 中文's 龥龦鿿㐀𠀀々〇ー",
+    "العربية نص عربي مع تشكيل مُحَمَّد 12٣",
+    "नमस्ते दुनिया क्षत्रिय हिन्दी",
+    "ไทยไม่มีช่องว่าง ខ្មែរ မြန်မာ",
+    "😀 😃😄 👨‍👩‍👧‍👦 👍🏽 🇩🇪🇫🇷 ❤️ ☃ ✈️",
+    "∀x∈ℝ: ∑ᵢ xᵢ² ≥ 0 ⇒ √2 ≠ ½ ± ∞ €5 £3 ¥100 $7",
+    "\u0000\u0001\u001f\u007f\u0080 control \u001b[0m",
+    "\ufffd \ufdd0 \ufffe \U0010ffff \ue000 private",
+    "!!! ... --- ___ === ??? ;;; '''\"\"\"```~~~ !?! ,,,,\n\n...\r\n!!\n",
+    "(a)(b) [c] {d} <e> \"f\" 'g' `h` _i_ *j* -k +l =m @n #o $p %q ^r &s ~t |u \\v /w ?x !y ,z ;A :B .C",
+    "bookbinder bookbinder quokka quokkas 123 1230 !?! !?!?",
+    "[gMASK]<sop><|system|>Reasoning Effort: Max<|user|>hi<|assistant|><think>hm</think>ho<|observation|>",
+    "text<|user|>text <|user|> text <|user|>! <|user|>? <|user <|user| |user|> <|user|><|user|>",
+    "<|endoftext|> an ordinary extraordinary ordinaryordinary ordinar",
+    "<think>\n\n</think>\n\n<tool_call>name\t\t\tx\t\t\t\t<tool_cal",
+    "e\u0301<|user|>e\u0301 <think>\u1100\u1161</think>\u1100\u1161",
+    "a" * 300,
+    " " * 70 + "x" + " " * 70,
+    "\n" * 40 + " \n" * 20 + "end",
+    "ship" * 40 + "é" * 40 + "船" * 40,
+    "🏴\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f \u202eright to left\u202c",
+]
+
+ALPHABET = (
+    "  \n\t\r'ASTDMaestdlrvm019.,!?/-_<|>éß中文あ가😀\u0301\u00a0\u3000\u2028"
+    + "ΑαЖжÀǅʰªªـא١२Ⅷ½€+^`"
+)
+
+
+def nasty():
+    rng = random.Random(20260101)
+    strings = list(CORPUS)
+    for length in [3, 5, 8, 13, 21, 34, 55] * 8:
+        strings.append("".join(rng.choice(ALPHABET) for _ in range(length)))
+    return strings
+
+
+def train():
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = splitter(PRE["glm4"][0])
+    trainer = trainers.BpeTrainer(
+        vocab_size=1100, min_frequency=1, show_progress=False,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+    )
+    tokenizer.train_from_iterator([TRAINING], trainer)
+    model = json.loads(tokenizer.to_str())["model"]
+    tokens = [token for token, _ in sorted(model["vocab"].items(), key=lambda item: item[1])]
+    merges = [" ".join(pair) for pair in model["merges"]]
+    types = [1] * len(tokens)
+    for token in WHOLE:
+        assert token not in tokens, token
+        tokens.append(token)
+        types.append(1)
+    # In the middle of the table on purpose: ids must not be handed out anew.
+    for texts, kind in [(CONTROL, 3), (USER_DEFINED, 4), (["[PAD]", "[PAD]"], 5), (["Ġafterwards"], 1)]:
+        tokens += texts
+        types += [kind] * len(texts)
+    return tokens, types, merges
+
+
+def splitter(expressions):
+    splits = [pre_tokenizers.Split(Regex(e), "isolated") for e in expressions]
+    return pre_tokenizers.Sequence(splits + [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+def build(tokens, types, merges, name, with_control):
+    expressions, ignore_merges, nfc = PRE[name]
+    keep = {1, 3, 4} if with_control else {1, 4}
+    vocab = {token: i for i, (token, kind) in enumerate(zip(tokens, types)) if kind in keep}
+    pairs = [tuple(merge.split(" ")) for merge in merges]
+    tokenizer = Tokenizer(models.BPE(vocab, pairs, ignore_merges=ignore_merges))
+    if nfc:
+        tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = splitter(expressions)
+    tokenizer.decoder = decoders.ByteLevel()
+    if with_control:
+        tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in CONTROL])
+    tokenizer.add_tokens([AddedToken(t, special=False, normalized=False) for t in USER_DEFINED])
+    return tokenizer
+
+
+def tokenizer_goldens():
+    tokens, types, merges = train()
+    corpus = nasty()
+    goldens = {}
+    for name in PRE:
+        parse = build(tokens, types, merges, name, True)
+        plain = build(tokens, types, merges, name, False)
+        ids = [parse.encode(text, add_special_tokens=False).ids for text in corpus]
+        # Only where it differs: most of the corpus has no control tokens.
+        other = {
+            str(i): plain.encode(text, add_special_tokens=False).ids
+            for i, text in enumerate(corpus)
+        }
+        other = {i: row for i, row in other.items() if row != ids[int(i)]}
+        goldens[name] = {"parse": ids, "plain_differs": other}
+    return {
+        "origin": f"tools/goldens/tokenizer_goldens.py, tokenizers {tokenizers.__version__}",
+        "tokens": tokens, "token_types": types, "merges": merges, "corpus": corpus, "goldens": goldens,
+    }
+
+
+def template_goldens():
+    import transformers
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    cases = json.loads((TEMPLATES / "cases.json").read_text())
+    rows = []
+    for case in cases:
+        compiled = _compile_jinja_template((TEMPLATES / case["template"]).read_text())
+        variables = {"tools": None, "documents": None, "bos_token": "<s>", "eos_token": "</s>",
+                     "add_generation_prompt": case.get("add_generation_prompt", False)}
+        variables |= {k: case[k] for k in ("tools", "documents") if k in case} | case.get("variables", {})
+        rows.append({"name": case["name"], "text": compiled.render(messages=case["messages"], **variables)})
+    return {"origin": f"tools/goldens/tokenizer_goldens.py, transformers {transformers.__version__}", "rendered": rows}
+
+
+def write(name, value):
+    OUT.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(value, ensure_ascii=True, separators=(",", ":"))
+    (OUT / name).write_text(text + "\n")
+    print(f"{name}: {len(text)} bytes")
+
+
+if __name__ == "__main__":
+    write("bpe.json", tokenizer_goldens())
+    if (TEMPLATES / "cases.json").exists():
+        write("templates.json", template_goldens())
