@@ -138,10 +138,8 @@ unsafe impl Reader for PreadReader {
             }
         }
         drop(queues);
-        match reads.len() {
-            0 => {}
-            1 => self.shared.work.notify_one(),
-            _ => self.shared.work.notify_all(),
+        for _ in 0..reads.len().min(self.workers.len()) {
+            self.shared.work.notify_one();
         }
     }
 

@@ -167,7 +167,7 @@ impl SimReader {
         self.random.below(1_000_000) < u64::from(self.options.fault_ppm)
     }
 
-    /// When a read submitted now will be over; speculative reads queue behind nothing less than the rest.
+    /// When a read submitted now will be over: the drive serves its bytes after those of all reads before it.
     fn due(&mut self, read: &Read) -> Duration {
         let now = self.now();
         if let Some(rate) = self.options.bandwidth {

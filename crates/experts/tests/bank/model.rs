@@ -142,12 +142,10 @@ fn serve(bank: &mut Bank, call: &Call) -> Result<bool, Error> {
 
 fn run(size: BankSize, layout: Placement, options: sim::Options, calls: &[Call]) {
     let toy = Toy::new(N_EXPERT, &[SIZES; LAYERS as usize], layout);
-    // Odd places give these layers slots of two sizes at most; the model knows one class, so others are
-    // skipped.
-    let Ok(plan) = toy.plan(size, 3) else { return };
-    if plan.classes().len() > 1 {
-        return;
-    }
+    let slot_bytes = toy.plan(BankSize::All, 3).unwrap().classes()[0].slot_bytes;
+    let size = if let BankSize::Bytes(slots) = size { BankSize::Bytes(slots * slot_bytes) } else { size };
+    let plan = toy.plan(size, 3).unwrap();
+    assert_eq!(plan.classes().len(), 1, "the model knows one class");
     let (min, max) = plan.slots_for(3).unwrap();
     let mut naive =
         Naive { slots: plan.slots_total() as usize, min: min as usize, max: max as usize, order: Vec::new() };
