@@ -4,7 +4,7 @@
 //! * [`plan`]: bytes → slots. Nothing is allocated that the plan has not named.
 //! * [`bank`]: who is in which slot, leases, and the two-phase resolution of one layer's request.
 //! * [`read`]: bytes from files into slots, with faults on demand for tests.
-//! * [`policy`], [`trace`], [`replay`], [`stats`]: who leaves, what happened, what would have happened.
+//! * [`policy`], [`trace`], [`mod@replay`], [`stats`]: who leaves, what happened, what would have happened.
 //!
 //! No maths lives here and no model: the bank sees layers, expert ids and byte ranges. A miss changes bytes
 //! in a slot, never the shape of the computation and never the answer.
