@@ -169,6 +169,14 @@ pub enum Error {
         /// What is wrong.
         why: String,
     },
+    /// A manifest of a kind that is not read here.
+    #[error("{path}: {why}", path = path.display())]
+    ManifestVersion {
+        /// The manifest file.
+        path: PathBuf,
+        /// Which kind.
+        why: String,
+    },
     /// One entry of a manifest is malformed.
     #[error("{path}: bad manifest: entry {index} (`{tensor}`): {why}", path = path.display())]
     ManifestEntry {
@@ -178,6 +186,14 @@ pub enum Error {
         index: usize,
         /// Tensor name, `?` when the entry has none.
         tensor: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// The file of sums is malformed.
+    #[error("{path}: bad sums: {why}", path = path.display())]
+    Sums {
+        /// The file of sums.
+        path: PathBuf,
         /// What is wrong.
         why: String,
     },
@@ -264,7 +280,9 @@ impl Error {
         match self {
             Error::Io { .. } => Class::Io,
             Error::Usage { .. } | Error::Exists { .. } | Error::NotFound { .. } => Class::Usage,
-            Error::GgufVersion { .. } | Error::TensorType { .. } => Class::Unsupported,
+            Error::GgufVersion { .. } | Error::TensorType { .. } | Error::ManifestVersion { .. } => {
+                Class::Unsupported
+            }
             Error::Space { .. } => Class::DoesNotFit,
             Error::Integrity { .. } => Class::Integrity,
             Error::Interrupted { .. } => Class::Interrupted,
@@ -279,6 +297,7 @@ impl Error {
             | Error::MetadataMissing { .. }
             | Error::Manifest { .. }
             | Error::ManifestEntry { .. }
+            | Error::Sums { .. }
             | Error::WrongSidecar { .. }
             | Error::Incomplete { .. } => Class::BadFile,
         }
@@ -307,6 +326,12 @@ impl Error {
             Error::TensorType { .. } => "use a file with types that current llama.cpp writes".into(),
             Error::Manifest { .. } | Error::ManifestEntry { .. } => {
                 "download or extract the sidecar again; manifest.json must not be edited".into()
+            }
+            Error::Sums { path, .. } => {
+                format!("delete {} and write it again with `slotbank verify --write-sums`", name_of(path))
+            }
+            Error::ManifestVersion { .. } => {
+                "extract the sidecar again from the GGUF with `slotbank extract`".into()
             }
             Error::WrongSidecar { .. } => "pass the sidecar that was extracted from this very model".into(),
             Error::Space { needs, has, .. } => {

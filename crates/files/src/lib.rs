@@ -12,8 +12,15 @@ mod atomic;
 mod checkpoint;
 mod error;
 mod expert;
+pub mod extract;
 mod ggml_type;
 pub mod gguf;
+mod handles;
+pub mod inspect;
+pub mod manifest;
+pub mod package;
+pub mod sums;
+pub mod verify;
 
 pub use checkpoint::{Checkpoint, OpenOptions, Source};
 pub use error::{Class, Error};

@@ -16,8 +16,9 @@ mod write;
 
 pub use metadata::{Array, Metadata, Value};
 pub use read::{Header, TensorInfo, read};
+pub(crate) use shards::open_set_with;
 pub use shards::{Shards, open_set, shard_name};
-pub(crate) use sniff::{expect_gguf, looks_like_gguf, sniff};
+pub(crate) use sniff::{expect_gguf, sniff};
 pub use write::{WriteError, Writer, f32_bytes};
 
 /// Alignment of the data section and of each tensor in it when the file does not say otherwise.

@@ -58,13 +58,21 @@ pub struct Header {
 }
 
 /// Reads the header of the GGUF at `path` and checks that every tensor lies inside the file.
+///
+/// # Errors
+/// When the file is no GGUF, damaged, truncated, or has types without a known size.
 pub fn read(path: &Path) -> Result<Header, Error> {
+    read_with(path, false)
+}
+
+/// As [`read`]; a file that ends too early is accepted when `allow_truncated` says so, for reports that list every damage.
+pub(crate) fn read_with(path: &Path, allow_truncated: bool) -> Result<Header, Error> {
     let file = File::open(path).map_err(|e| Error::io(path, e))?;
     let stat = file.metadata().map_err(|e| Error::io(path, e))?;
     if !stat.is_file() {
         return Err(Error::Usage { why: format!("{} is not a file", path.display()), hint: None });
     }
-    Parser::new(path, file, stat.len())?.header()
+    Parser::new(path, file, stat.len(), allow_truncated)?.header()
 }
 
 /// A tensor as the table states it, before types and sizes are resolved.
@@ -82,16 +90,17 @@ struct Parser<'a> {
     input: BufReader<File>,
     at: u64,
     file_bytes: u64,
+    allow_truncated: bool,
 }
 
 impl<'a> Parser<'a> {
-    fn new(path: &'a Path, file: File, file_bytes: u64) -> Result<Self, Error> {
+    fn new(path: &'a Path, file: File, file_bytes: u64, allow_truncated: bool) -> Result<Self, Error> {
         let mut input = BufReader::with_capacity(1 << 18, file);
         let mut head = [0u8; SNIFF_BYTES];
         let got = fill(&mut input, &mut head).map_err(|e| Error::io(path, e))?;
         expect_gguf(path, &head[..got], file_bytes)?;
         io::Seek::rewind(&mut input).map_err(|e| Error::io(path, e))?;
-        Ok(Self { path, input, at: 0, file_bytes })
+        Ok(Self { path, input, at: 0, file_bytes, allow_truncated })
     }
 
     fn header(mut self) -> Result<Header, Error> {
@@ -293,11 +302,11 @@ impl<'a> Parser<'a> {
         let Some((offset, end)) = offset.and_then(|offset| Some((offset, offset.checked_add(len)?))) else {
             return Err(bad(format!("offset {} overflows", raw.relative)));
         };
-        if end > self.file_bytes {
+        if end > self.file_bytes && !self.allow_truncated {
             let path = self.path.to_path_buf();
             return Err(Error::Truncated { path, what, needs: end, has: self.file_bytes });
         }
-        if len > room {
+        if len > room && end <= self.file_bytes {
             return Err(bad(format!(
                 "its {len} bytes overlap the next tensor, which starts {room} bytes further on"
             )));

@@ -6,7 +6,8 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
-use super::{Header, Metadata, read};
+use super::read::read_with;
+use super::{Header, Metadata};
 use crate::Error;
 
 /// More shards than any real set has; bounds the number of files that a hostile header can make us open.
@@ -44,8 +45,16 @@ pub fn shard_name(prefix: &str, number: u32, count: u32) -> String {
 }
 
 /// Opens `path` and, when it is a shard, all its siblings.
+///
+/// # Errors
+/// As [`super::read`], and when a shard is missing or belongs to another set.
 pub fn open_set(path: &Path) -> Result<Shards, Error> {
-    let given = read(path)?;
+    open_set_with(path, false)
+}
+
+/// As [`open_set`], accepting shards that end too early when `allow_truncated` says so.
+pub(crate) fn open_set_with(path: &Path, allow_truncated: bool) -> Result<Shards, Error> {
+    let given = read_with(path, allow_truncated)?;
     let count = given.metadata.u64("split.count")?.unwrap_or(1);
     if count <= 1 {
         check_tensor_count(std::slice::from_ref(&given))?;
@@ -60,7 +69,7 @@ pub fn open_set(path: &Path) -> Result<Shards, Error> {
     for (at, shard_path) in paths.iter().enumerate() {
         let header = match given.take_if(|_| shard_path == path) {
             Some(header) => header,
-            None => read(shard_path)?,
+            None => read_with(shard_path, allow_truncated)?,
         };
         check_place(&header, at as u64, count)?;
         headers.push(header);

@@ -194,7 +194,11 @@ impl WriteError {
     /// The same, naming the file.
     pub(crate) fn on(self, path: &Path) -> Error {
         match self {
-            WriteError::Io(e) => Error::Io { path: path.to_path_buf(), source: e },
+            // A payload that copies from a checkpoint wraps this crate's own errors.
+            WriteError::Io(e) => match e.downcast::<Error>() {
+                Ok(inner) => inner,
+                Err(source) => Error::Io { path: path.to_path_buf(), source },
+            },
             WriteError::Length { name, expected, written } => Error::Internal {
                 why: format!(
                     "{}: tensor `{name}` needs {expected} bytes, its payload has {written}",
