@@ -140,7 +140,7 @@ impl Drop for Window {
 fn direct_reads_cover_unaligned_extents_and_the_ragged_end_of_a_file() {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let path = folder.path().join("ragged");
-    let content: Vec<u8> = (0..3 * 4096 + 777u32).map(|i| (i * 31 >> 3) as u8).collect();
+    let content: Vec<u8> = (0..3 * 4096 + 777u32).map(|i| ((i * 31) >> 3) as u8).collect();
     std::fs::write(&path, &content).unwrap();
     let end = content.len() as u64;
     let extents = [

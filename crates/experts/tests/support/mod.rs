@@ -189,7 +189,7 @@ pub(crate) fn rough(seed: u64) -> sim::Options {
 
 /// The bytes of one family of one expert, unlike those of any other.
 pub(crate) fn pattern(layer: u32, expert: u32, family: Family, len: u64) -> Vec<u8> {
-    let who = u64::from(layer) << 40 | u64::from(expert) << 8 | family as u64;
+    let who = (u64::from(layer) << 40) | (u64::from(expert) << 8) | family as u64;
     let key = (who + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes();
     (0..len as usize).map(|i| key[i % 8] ^ (i / 8) as u8).collect()
 }
