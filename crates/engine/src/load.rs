@@ -190,3 +190,19 @@ fn check_shape(tensor: &Tensor, expected: &[u64; 3]) -> Result<(), Error> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use files::GgmlType;
+
+    #[test]
+    fn kernels_and_files_know_the_same_types() {
+        for format in kernels::FORMATS {
+            let ty = GgmlType::from_id(format.id).expect("a kernel's type is in the table of files");
+            assert_eq!(ty.name(), format.name);
+            assert_eq!(ty.block_elements(), format.block_elements as u64, "{}", format.name);
+            assert_eq!(ty.block_bytes(), format.block_bytes as u64, "{}", format.name);
+        }
+        assert!(kernels::FORMATS.len() >= 19);
+    }
+}
