@@ -1,8 +1,6 @@
 //! `y += a·x`.
 
-use ::half::f16;
-
-use super::vectorized;
+use super::widen;
 
 vectorized! {
     /// `y += a·x`, element by element.
@@ -23,14 +21,19 @@ vectorized! {
 /// The lengths differ.
 pub fn axpy_f16(a: f32, x: &[u16], y: &mut [f32]) {
     assert_eq!(x.len(), y.len(), "lengths of axpy");
+    #[cfg(target_arch = "x86_64")]
+    if matches!(crate::Isa::current(), crate::Isa::Avx2 | crate::Isa::Avx512) {
+        // SAFETY: Isa::current only names an instruction set that this processor has.
+        return unsafe { super::x86::axpy_f16(a, x, y) };
+    }
     for (y, x) in y.iter_mut().zip(x) {
-        *y += a * f16::from_bits(*x).to_f32();
+        *y += a * widen(*x);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::floats;
+    use super::super::{narrow, testing::floats};
     use super::*;
 
     #[test]
@@ -40,14 +43,10 @@ mod tests {
             let mut got = y.clone();
             axpy(0.3, &x, &mut got);
             assert!(got.iter().zip(x.iter().zip(&y)).all(|(g, (x, y))| *g == 0.3 * x + y));
-            let h: Vec<u16> = x.iter().map(|x| f16::from_f32(*x).to_bits()).collect();
+            let h: Vec<u16> = x.iter().map(|x| narrow(*x)).collect();
             let mut got = y.clone();
             axpy_f16(0.3, &h, &mut got);
-            assert!(
-                got.iter()
-                    .zip(h.iter().zip(&y))
-                    .all(|(g, (h, y))| *g == 0.3 * f16::from_bits(*h).to_f32() + y)
-            );
+            assert!(got.iter().zip(h.iter().zip(&y)).all(|(g, (h, y))| *g == 0.3 * widen(*h) + y));
         }
     }
 }

@@ -1,8 +1,6 @@
 //! Dot products of float slices and the canonical sum.
 
-use ::half::f16;
-
-use super::vectorized;
+use super::widen;
 
 /// Adds sixteen lanes in the canonical order: halves onto each other until one is left.
 #[inline(always)]
@@ -70,12 +68,18 @@ vectorized! {
 /// # Panics
 /// The lengths differ.
 pub fn dot_f16(a: &[f32], b: &[u16]) -> f32 {
-    dot_body(a, b, |b| f16::from_bits(b).to_f32())
+    assert_eq!(a.len(), b.len(), "lengths of a dot product");
+    #[cfg(target_arch = "x86_64")]
+    if matches!(crate::Isa::current(), crate::Isa::Avx2 | crate::Isa::Avx512) {
+        // SAFETY: Isa::current only names an instruction set that this processor has.
+        return unsafe { super::x86::dot_f16(a, b) };
+    }
+    dot_body(a, b, widen)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::floats;
+    use super::super::{narrow, testing::floats};
     use super::*;
 
     #[test]
@@ -89,8 +93,9 @@ mod tests {
             let got = dot(&a, &b);
             assert!((f64::from(got) - want).abs() <= bound);
             assert_eq!(got.to_bits(), dot_body(&a, &b, |b| b).to_bits());
-            let h: Vec<u16> = b.iter().map(|b| f16::from_f32(*b).to_bits()).collect();
-            let back: Vec<f32> = h.iter().map(|h| f16::from_bits(*h).to_f32()).collect();
+            let h: Vec<u16> = b.iter().map(|b| narrow(*b)).collect();
+            let back: Vec<f32> = h.iter().map(|h| widen(*h)).collect();
+            assert_eq!(dot_f16(&a, &h).to_bits(), dot_body(&a, &h, widen).to_bits());
             assert_eq!(dot_f16(&a, &h).to_bits(), dot(&a, &back).to_bits());
             assert_eq!(sum(&a).to_bits(), sum_body(&a, |a| a).to_bits());
         }

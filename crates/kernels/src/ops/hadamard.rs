@@ -1,7 +1,5 @@
 //! The Walsh–Hadamard transform.
 
-use super::vectorized;
-
 vectorized! {
     /// Multiplies `x` in place by the orthonormal Hadamard matrix of its length (Sylvester's order), which is its own inverse.
     ///
@@ -36,7 +34,7 @@ mod tests {
             let x = floats(n, 5, 1.0);
             let mut y = x.clone();
             hadamard(&mut y);
-            let sign = |i: usize, j: usize| if (i & j).count_ones() % 2 == 0 { 1.0 } else { -1.0 };
+            let sign = |i: usize, j: usize| if (i & j).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
             let row = |i| (0..n).map(|j| sign(i, j) * f64::from(x[j])).sum::<f64>() / (n as f64).sqrt();
             assert_close(&y, &(0..n).map(row).collect::<Vec<_>>(), 1e-6);
             hadamard(&mut y);

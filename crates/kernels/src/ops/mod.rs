@@ -3,28 +3,6 @@
 //! Each body is written once in the canonical order (multiply then add, sums over sixteen lanes) and compiled a second time with
 //! wider registers; the compiler may neither reorder nor fuse, so all instruction sets agree bit for bit.
 
-mod axpy;
-mod dot;
-mod exp;
-mod hadamard;
-mod half;
-mod norm;
-mod rope;
-mod silu;
-mod softmax;
-mod top_k;
-
-pub use axpy::{axpy, axpy_f16};
-pub use dot::{dot, dot_f16, reduce, sum};
-pub use exp::exp;
-pub use hadamard::hadamard;
-pub use half::{f16_to_f32, f32_to_f16};
-pub use norm::{layer_norm, rms_norm};
-pub use rope::{Rope, Yarn, rope_interleaved, yarn_mscale};
-pub use silu::{sigmoid, silu, silu_mul};
-pub use softmax::softmax;
-pub use top_k::{top_k_ascending, top_k_ranked};
-
 /// Declares a function whose body is compiled twice, portable and for AVX2, the choice being made at run time.
 macro_rules! vectorized {
     ($(#[$meta:meta])* pub fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
@@ -46,7 +24,30 @@ macro_rules! vectorized {
         }
     };
 }
-use vectorized;
+
+mod axpy;
+mod dot;
+mod exp;
+mod hadamard;
+mod half;
+mod norm;
+mod rope;
+mod silu;
+mod softmax;
+mod top_k;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+pub use axpy::{axpy, axpy_f16};
+pub use dot::{dot, dot_f16, reduce, sum};
+pub use exp::exp;
+pub use hadamard::hadamard;
+pub use half::{f16_to_f32, f32_to_f16, narrow, widen};
+pub use norm::{layer_norm, rms_norm};
+pub use rope::{Rope, Yarn, rope_interleaved, yarn_mscale};
+pub use silu::{sigmoid, silu, silu_mul};
+pub use softmax::softmax;
+pub use top_k::{top_k_ascending, top_k_ranked};
 
 #[cfg(test)]
 pub(crate) mod testing {

@@ -1,7 +1,6 @@
 //! RMS norm and layer norm. Statistics in `f32`, epsilon inside the root.
 
 use super::dot::sum_body;
-use super::vectorized;
 
 vectorized! {
     /// `out = x / sqrt(mean(x²) + eps) · weight`; without a weight, without the last factor.

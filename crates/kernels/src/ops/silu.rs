@@ -1,6 +1,6 @@
 //! Sigmoid and the gated activation of SwiGLU.
 
-use super::{exp, vectorized};
+use super::exp;
 
 vectorized! {
     /// `x = 1 / (1 + e^−x)`, in place.

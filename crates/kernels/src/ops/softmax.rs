@@ -1,7 +1,7 @@
 //! Softmax.
 
 use super::dot::sum_body;
-use super::{exp, vectorized};
+use super::exp;
 
 vectorized! {
     /// `x = e^(x − max) / Σ e^(x − max)`, in place. Entries of −∞ become 0; an empty slice stays empty.

@@ -1,8 +1,13 @@
 //! `BF16`: the upper half of a float per weight.
 
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::*;
+
 use half::bf16;
 
 use super::floats::{self, Float};
+#[cfg(target_arch = "x86_64")]
+use super::x86;
 use crate::{Activation, Format};
 
 pub(super) static FORMAT: Format = Format {
@@ -14,8 +19,8 @@ pub(super) static FORMAT: Format = Format {
     dequantize: floats::dequantize::<Bf16, 2>,
     quantize: Some(quantize),
     scalar: floats::dot::<Bf16, 2>,
-    avx2: None,
-    avx512: None,
+    avx2: on_x86!(x86::floats::dot_avx2::<Bf16, 2>),
+    avx512: on_x86!(x86::floats::dot_avx512::<Bf16, 2>),
     neon: None,
 };
 
@@ -33,5 +38,22 @@ fn quantize(x: &[f32], out: &mut [u8]) {
     assert_eq!(out.len(), x.len() * 2, "whole row");
     for (x, out) in x.iter().zip(out.as_chunks_mut::<2>().0) {
         *out = bf16::from_f32(*x).to_le_bytes();
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl x86::floats::X86Float<2> for Bf16 {
+    #[inline]
+    #[target_feature(enable = "avx2,f16c")]
+    unsafe fn load8(weights: *const u8) -> __m256 {
+        // SAFETY: the caller's promise: eight weights are readable. The load needs no alignment.
+        unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(weights.cast())))) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn load16(weights: *const u8) -> __m512 {
+        // SAFETY: as above, sixteen.
+        unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(weights.cast())))) }
     }
 }

@@ -10,44 +10,38 @@
 
 use crate::activation::Q8kRow;
 
-/// A block as integers.
-pub(super) struct Unpacked {
-    pub(super) q: [i8; 256],
-    pub(super) scale: [i16; 16],
-    pub(super) min: [i16; 16],
-}
-
-impl Unpacked {
-    #[inline(always)]
-    pub(super) fn zeroed() -> Unpacked {
-        Unpacked { q: [0; 256], scale: [0; 16], min: [0; 16] }
-    }
-
-    /// Writes eight quants, the first from the lowest byte.
-    #[inline(always)]
-    pub(super) fn put8(&mut self, group: usize, bytes: u64) {
-        self.q.as_chunks_mut::<8>().0[group] = bytes.to_le_bytes().map(|b| b as i8);
-    }
-}
-
 /// A format of this family with blocks of `N` bytes.
 pub(super) trait Block256<const N: usize> {
     /// Whether blocks have minima.
     const MIN: bool = false;
 
-    /// Unpacks the block's integers and returns its units `d` and `dmin` (0 without minima).
-    fn unpack(block: &[u8; N], out: &mut Unpacked) -> (f32, f32);
+    /// The units `d` and `dmin` (0 without minima).
+    fn units(block: &[u8; N]) -> (f32, f32);
+
+    /// The scales, and the minima if there are any.
+    fn scales(block: &[u8; N], scale: &mut [i16; 16], min: &mut [i16; 16]);
+
+    /// The integers.
+    fn quants(block: &[u8; N], q: &mut [i8; 256]);
+}
+
+/// Writes eight integers, the first from the lowest byte.
+#[inline(always)]
+pub(super) fn put8(q: &mut [i8; 256], group: usize, bytes: u64) {
+    q.as_chunks_mut::<8>().0[group] = bytes.to_le_bytes().map(|b| b as i8);
 }
 
 pub(super) fn dequantize<B: Block256<N>, const N: usize>(bytes: &[u8], out: &mut [f32]) {
     assert_eq!(bytes.len() / N * 256, out.len(), "whole row");
-    let mut block = Unpacked::zeroed();
-    for (bytes, out) in bytes.as_chunks::<N>().0.iter().zip(out.as_chunks_mut::<256>().0) {
-        let (d, dmin) = B::unpack(bytes, &mut block);
+    let (mut q, mut scales, mut mins) = ([0; 256], [0; 16], [0; 16]);
+    for (block, out) in bytes.as_chunks::<N>().0.iter().zip(out.as_chunks_mut::<256>().0) {
+        let (d, dmin) = B::units(block);
+        B::scales(block, &mut scales, &mut mins);
+        B::quants(block, &mut q);
         for (group, out) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
-            let scale = d * f32::from(block.scale[group]);
-            let min = dmin * f32::from(block.min[group]);
-            for (out, q) in out.iter_mut().zip(&block.q[16 * group..]) {
+            let scale = d * f32::from(scales[group]);
+            let min = dmin * f32::from(mins[group]);
+            for (out, q) in out.iter_mut().zip(&q[16 * group..]) {
                 *out = if B::MIN { scale * f32::from(*q) - min } else { scale * f32::from(*q) };
             }
         }
@@ -66,20 +60,22 @@ pub(super) fn term<const MIN: bool>(a: f32, d: f32, dmin: f32, products: i32, mi
 /// None needed; the signature is that of [`Dot`](crate::Dot).
 pub(super) unsafe fn dot<B: Block256<N>, const N: usize>(weights: &[u8], x: &[u8], n: usize) -> f32 {
     let x = Q8kRow::new(x, n);
-    let mut block = Unpacked::zeroed();
+    let (mut q, mut scales, mut mins) = ([0; 256], [0; 16], [0; 16]);
     let mut total = 0.0;
-    for (b, bytes) in weights.as_chunks::<N>().0[..n / 256].iter().enumerate() {
-        let (d, dmin) = B::unpack(bytes, &mut block);
+    for (b, block) in weights.as_chunks::<N>().0[..n / 256].iter().enumerate() {
+        let (d, dmin) = B::units(block);
+        B::scales(block, &mut scales, &mut mins);
+        B::quants(block, &mut q);
         let x_q = &x.q.as_chunks::<256>().0[b];
         let mut products = 0;
-        for (group, (q, x)) in block.q.as_chunks::<16>().0.iter().zip(x_q.as_chunks::<16>().0).enumerate() {
+        for (group, (q, x)) in q.as_chunks::<16>().0.iter().zip(x_q.as_chunks::<16>().0).enumerate() {
             let sum: i32 = q.iter().zip(x).map(|(&q, &x)| i32::from(q) * i32::from(x as i8)).sum();
-            products += sum * i32::from(block.scale[group]);
+            products += sum * i32::from(scales[group]);
         }
         if B::MIN {
             let sums = &x.sums.as_chunks::<32>().0[b];
             let sums = sums.as_chunks::<2>().0.iter().map(|t| i32::from(i16::from_le_bytes(*t)));
-            let mins = sums.zip(&block.min).map(|(t, m)| t * i32::from(*m)).sum();
+            let mins = sums.zip(&mins).map(|(t, m)| t * i32::from(*m)).sum();
             total += term::<true>(x.d(b), d, dmin, products, mins);
         } else {
             total += term::<false>(x.d(b), d, dmin, products, 0);
@@ -90,16 +86,16 @@ pub(super) unsafe fn dot<B: Block256<N>, const N: usize>(weights: &[u8], x: &[u8
 
 /// The eight six-bit scales and minima of Q4_K and Q5_K, twelve bytes, doubled to sixteen groups.
 #[inline(always)]
-pub(super) fn scales_and_mins(packed: &[u8], out: &mut Unpacked) {
+pub(super) fn scales_and_mins(packed: &[u8], scale: &mut [i16; 16], min: &mut [i16; 16]) {
     for j in 0..4 {
         let (a, b, c) = (packed[j], packed[j + 4], packed[j + 8]);
         let low = (a & 63, b & 63);
         let high = (c & 15 | (a >> 6) << 4, c >> 4 | (b >> 6) << 4);
         for i in 0..2 {
-            out.scale[2 * j + i] = i16::from(low.0);
-            out.min[2 * j + i] = i16::from(low.1);
-            out.scale[2 * j + 8 + i] = i16::from(high.0);
-            out.min[2 * j + 8 + i] = i16::from(high.1);
+            scale[2 * j + i] = i16::from(low.0);
+            min[2 * j + i] = i16::from(low.1);
+            scale[2 * j + 8 + i] = i16::from(high.0);
+            min[2 * j + 8 + i] = i16::from(high.1);
         }
     }
 }

@@ -4,9 +4,8 @@
 //! `total += a · (d · (Σ q·x) [+ m · s])`, where the sum of products is an exact integer, converted to `f32` once, and every
 //! multiplication and addition rounds on its own. Every instruction set does exactly this.
 
-use half::f16;
-
 use crate::activation::Q8Row;
+use crate::ops::widen;
 
 /// A format of this family with blocks of `N` bytes.
 pub(super) trait Block32<const N: usize> {
@@ -20,7 +19,7 @@ pub(super) trait Block32<const N: usize> {
 /// The half at a byte offset.
 #[inline(always)]
 pub(super) fn half_at(bytes: &[u8], at: usize) -> f32 {
-    f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32()
+    widen(u16::from_le_bytes([bytes[at], bytes[at + 1]]))
 }
 
 pub(super) fn dequantize<B: Block32<N>, const N: usize>(bytes: &[u8], out: &mut [f32]) {

@@ -1,6 +1,11 @@
 //! `F32`: one little-endian float per weight.
 
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::*;
+
 use super::floats::{self, Float};
+#[cfg(target_arch = "x86_64")]
+use super::x86;
 use crate::{Activation, Format};
 
 pub(super) static FORMAT: Format = Format {
@@ -12,8 +17,8 @@ pub(super) static FORMAT: Format = Format {
     dequantize: floats::dequantize::<F32, 4>,
     quantize: Some(quantize),
     scalar: floats::dot::<F32, 4>,
-    avx2: None,
-    avx512: None,
+    avx2: on_x86!(x86::floats::dot_avx2::<F32, 4>),
+    avx512: on_x86!(x86::floats::dot_avx512::<F32, 4>),
     neon: None,
 };
 
@@ -28,4 +33,21 @@ impl Float<4> for F32 {
 
 fn quantize(x: &[f32], out: &mut [u8]) {
     out.copy_from_slice(bytemuck::cast_slice(x));
+}
+
+#[cfg(target_arch = "x86_64")]
+impl x86::floats::X86Float<4> for F32 {
+    #[inline]
+    #[target_feature(enable = "avx2,f16c")]
+    unsafe fn load8(weights: *const u8) -> __m256 {
+        // SAFETY: the caller's promise: eight weights are readable. The load needs no alignment.
+        unsafe { _mm256_loadu_ps(weights.cast()) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn load16(weights: *const u8) -> __m512 {
+        // SAFETY: as above, sixteen.
+        unsafe { _mm512_loadu_ps(weights.cast()) }
+    }
 }

@@ -8,8 +8,14 @@
 //! set: minus). Each `scales` word holds four scales of three bits, one per 16 weights; its top four bits are a quarter of the half `d`,
 //! the first word the lowest.
 
-use super::block256::{self, Block256, Unpacked, u16_at};
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::*;
+
+use super::block256::{self, Block256, u16_at};
 use super::grids;
+use crate::ops::widen;
+#[cfg(target_arch = "x86_64")]
+use super::x86;
 use crate::{Activation, Format};
 
 const BYTES: usize = 56;
@@ -23,7 +29,7 @@ pub(super) static FORMAT: Format = Format {
     dequantize: block256::dequantize::<Iq1M, BYTES>,
     quantize: None,
     scalar: block256::dot::<Iq1M, BYTES>,
-    avx2: None,
+    avx2: on_x86!(x86::block256::dot_avx2::<Iq1M, BYTES>),
     avx512: None,
     neon: None,
 };
@@ -32,27 +38,63 @@ struct Iq1M;
 
 impl Block256<BYTES> for Iq1M {
     #[inline(always)]
-    fn unpack(block: &[u8; BYTES], out: &mut Unpacked) -> (f32, f32) {
-        let words = [u16_at(block, 48), u16_at(block, 50), u16_at(block, 52), u16_at(block, 54)];
-        for (i, scale) in out.scale.iter_mut().enumerate() {
+    fn units(block: &[u8; BYTES]) -> (f32, f32) {
+        (unit(words(block)), 0.0)
+    }
+
+    #[inline(always)]
+    fn scales(block: &[u8; BYTES], scale: &mut [i16; 16], _min: &mut [i16; 16]) {
+        let words = words(block);
+        for (i, scale) in scale.iter_mut().enumerate() {
             *scale = 2 * (words[i / 4] >> (3 * (i % 4)) & 7) as i16 + 1;
         }
+    }
+
+    #[inline(always)]
+    fn quants(block: &[u8; BYTES], q: &mut [i8; 256]) {
         for i in 0..32 {
             let high = block[32 + i / 2] >> (4 * (i % 2));
             let index = usize::from(block[i]) | usize::from(high & 7) << 8;
             let shift = if high & 8 == 0 { 1 } else { -1 };
             let g = grids::IQ1[index].to_le_bytes();
-            for (q, g) in out.q[8 * i..][..8].iter_mut().zip(g) {
-                *q = 8 * g as i8 + shift;
+            for (q, g) in q[8 * i..][..8].iter_mut().zip(g) {
+                *q = g as i8 + shift;
             }
         }
-        (unit(words), 0.0)
     }
+}
+
+/// The four words of scales.
+#[inline(always)]
+fn words(block: &[u8; BYTES]) -> [u16; 4] {
+    [u16_at(block, 48), u16_at(block, 50), u16_at(block, 52), u16_at(block, 54)]
 }
 
 /// The block's unit, gathered from the top bits of the scale words, with the eighth of the family's integer form.
 #[inline(always)]
 fn unit(words: [u16; 4]) -> f32 {
     let bits = words[0] >> 12 | words[1] >> 8 & 0xf0 | words[2] >> 4 & 0xf00 | words[3] & 0xf000;
-    half::f16::from_bits(bits).to_f32() / 8.0
+    widen(bits) / 8.0
+}
+
+#[cfg(target_arch = "x86_64")]
+impl x86::block256::X86Block256<BYTES> for Iq1M {
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn pairs(block: &[u8; BYTES], s: usize, x: __m256i) -> __m256i {
+        let high = u16_at(block, 32 + 2 * s);
+        let g = x86::four_eights(|l| {
+            grids::IQ1[usize::from(block[4 * s + l]) | usize::from(high >> (4 * l) & 7) << 8]
+        });
+        // Eight l looks at bit 3 of nibble l: −1 where it is set, else 1.
+        let bits = _mm256_setr_epi64x(
+            0x0008_0008_0008_0008,
+            0x0080_0080_0080_0080,
+            0x0800_0800_0800_0800,
+            0x8000_8000_8000_8000u64 as i64,
+        );
+        let set = _mm256_cmpeq_epi16(_mm256_and_si256(_mm256_set1_epi16(high as i16), bits), bits);
+        let shift = _mm256_or_si256(set, _mm256_set1_epi8(1));
+        x86::signed_pairs(_mm256_add_epi8(g, shift), x)
+    }
 }

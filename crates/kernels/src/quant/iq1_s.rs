@@ -7,9 +7,14 @@
 //! Per 32 weights one `high`: bits `3·l` up are the top three of the eleven index bits of eight `l` (the low eight are `qs[4·s + l]`), bits 12
 //! to 14 the scale, bit 15 the sign of the shift of 1/8 (set: minus).
 
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::*;
+
 use super::block32::half_at;
-use super::block256::{self, Block256, Unpacked, u16_at};
+use super::block256::{self, Block256, u16_at};
 use super::grids;
+#[cfg(target_arch = "x86_64")]
+use super::x86;
 use crate::{Activation, Format};
 
 const BYTES: usize = 50;
@@ -23,7 +28,7 @@ pub(super) static FORMAT: Format = Format {
     dequantize: block256::dequantize::<Iq1S, BYTES>,
     quantize: None,
     scalar: block256::dot::<Iq1S, BYTES>,
-    avx2: None,
+    avx2: on_x86!(x86::block256::dot_avx2::<Iq1S, BYTES>),
     avx512: None,
     neon: None,
 };
@@ -32,20 +37,44 @@ struct Iq1S;
 
 impl Block256<BYTES> for Iq1S {
     #[inline(always)]
-    fn unpack(block: &[u8; BYTES], out: &mut Unpacked) -> (f32, f32) {
+    fn units(block: &[u8; BYTES]) -> (f32, f32) {
+        (half_at(block, 0) / 8.0, 0.0)
+    }
+
+    #[inline(always)]
+    fn scales(block: &[u8; BYTES], scale: &mut [i16; 16], _min: &mut [i16; 16]) {
+        for s in 0..8 {
+            let both = 2 * (u16_at(block, 34 + 2 * s) >> 12 & 7) as i16 + 1;
+            (scale[2 * s], scale[2 * s + 1]) = (both, both);
+        }
+    }
+
+    #[inline(always)]
+    fn quants(block: &[u8; BYTES], q: &mut [i8; 256]) {
         for s in 0..8 {
             let high = u16_at(block, 34 + 2 * s);
-            let scale = 2 * (high >> 12 & 7) as i16 + 1;
-            (out.scale[2 * s], out.scale[2 * s + 1]) = (scale, scale);
             let shift = if high >> 15 == 1 { -1 } else { 1 };
             for l in 0..4 {
                 let index = usize::from(block[2 + 4 * s + l]) | usize::from(high >> (3 * l) & 7) << 8;
                 let g = grids::IQ1[index].to_le_bytes();
-                for (q, g) in out.q[32 * s + 8 * l..][..8].iter_mut().zip(g) {
-                    *q = 8 * g as i8 + shift;
+                for (q, g) in q[32 * s + 8 * l..][..8].iter_mut().zip(g) {
+                    *q = g as i8 + shift;
                 }
             }
         }
-        (half_at(block, 0) / 8.0, 0.0)
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl x86::block256::X86Block256<BYTES> for Iq1S {
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn pairs(block: &[u8; BYTES], s: usize, x: __m256i) -> __m256i {
+        let high = u16_at(block, 34 + 2 * s);
+        let g = x86::four_eights(|l| {
+            grids::IQ1[usize::from(block[2 + 4 * s + l]) | usize::from(high >> (3 * l) & 7) << 8]
+        });
+        let shift = _mm256_set1_epi8(if high >> 15 == 1 { -1 } else { 1 });
+        x86::signed_pairs(_mm256_add_epi8(g, shift), x)
     }
 }

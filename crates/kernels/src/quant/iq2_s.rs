@@ -6,9 +6,14 @@
 //! ```
 //! Eight `i` has index bits `qs[i]` and above them bits `2·(i mod 4)` up of `high[i / 4]`, and a bit per sign in `signs[i]`. Scales as in IQ2_XS.
 
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::*;
+
 use super::block32::half_at;
-use super::block256::{self, Block256, Unpacked, apply_signs};
+use super::block256::{self, Block256, put8, apply_signs};
 use super::grids;
+#[cfg(target_arch = "x86_64")]
+use super::x86;
 use crate::{Activation, Format};
 
 const BYTES: usize = 82;
@@ -22,7 +27,7 @@ pub(super) static FORMAT: Format = Format {
     dequantize: block256::dequantize::<Iq2S, BYTES>,
     quantize: None,
     scalar: block256::dot::<Iq2S, BYTES>,
-    avx2: None,
+    avx2: on_x86!(x86::block256::dot_avx2::<Iq2S, BYTES>),
     avx512: None,
     neon: None,
 };
@@ -31,15 +36,35 @@ struct Iq2S;
 
 impl Block256<BYTES> for Iq2S {
     #[inline(always)]
-    fn unpack(block: &[u8; BYTES], out: &mut Unpacked) -> (f32, f32) {
+    fn units(block: &[u8; BYTES]) -> (f32, f32) {
+        (half_at(block, 0) / 8.0, 0.0)
+    }
+
+    #[inline(always)]
+    fn scales(block: &[u8; BYTES], scale: &mut [i16; 16], _min: &mut [i16; 16]) {
         for i in 0..16 {
-            out.scale[i] = 2 * i16::from(block[74 + i / 2] >> (4 * (i % 2)) & 15) + 1;
+            scale[i] = 2 * i16::from(block[74 + i / 2] >> (4 * (i % 2)) & 15) + 1;
         }
+    }
+
+    #[inline(always)]
+    fn quants(block: &[u8; BYTES], q: &mut [i8; 256]) {
         for i in 0..32 {
             let index = usize::from(block[2 + i]) | usize::from(block[66 + i / 4] >> (2 * (i % 4)) & 3) << 8;
-            let minus = grids::SIGN_BYTES[usize::from(block[34 + i])];
-            out.put8(i, apply_signs(grids::IQ2_S[index], minus));
+            let minus = grids::SIGNS[usize::from(block[34 + i])];
+            put8(q, i, apply_signs(grids::IQ2_S[index], minus));
         }
-        (half_at(block, 0) / 8.0, 0.0)
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl x86::block256::X86Block256<BYTES> for Iq2S {
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn pairs(block: &[u8; BYTES], s: usize, x: __m256i) -> __m256i {
+        let high = usize::from(block[66 + s]);
+        let g = x86::four_eights(|l| grids::IQ2_S[usize::from(block[2 + 4 * s + l]) | (high >> (2 * l) & 3) << 8]);
+        let minus = x86::four_eights(|l| grids::SIGNS[usize::from(block[34 + 4 * s + l])]);
+        x86::masked_pairs(g, minus, x)
     }
 }

@@ -7,9 +7,14 @@
 //! A word holds nine index bits and above them seven sign bits (the eighth makes the number of minus signs even). A scale is four bits
 //! per 16 weights, the low nibble first.
 
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::*;
+
 use super::block32::half_at;
-use super::block256::{self, Block256, Unpacked, apply_signs, u16_at};
+use super::block256::{self, Block256, put8, apply_signs, u16_at};
 use super::grids;
+#[cfg(target_arch = "x86_64")]
+use super::x86;
 use crate::{Activation, Format};
 
 const BYTES: usize = 74;
@@ -23,7 +28,7 @@ pub(super) static FORMAT: Format = Format {
     dequantize: block256::dequantize::<Iq2Xs, BYTES>,
     quantize: None,
     scalar: block256::dot::<Iq2Xs, BYTES>,
-    avx2: None,
+    avx2: on_x86!(x86::block256::dot_avx2::<Iq2Xs, BYTES>),
     avx512: None,
     neon: None,
 };
@@ -32,15 +37,35 @@ struct Iq2Xs;
 
 impl Block256<BYTES> for Iq2Xs {
     #[inline(always)]
-    fn unpack(block: &[u8; BYTES], out: &mut Unpacked) -> (f32, f32) {
+    fn units(block: &[u8; BYTES]) -> (f32, f32) {
+        (half_at(block, 0) / 8.0, 0.0)
+    }
+
+    #[inline(always)]
+    fn scales(block: &[u8; BYTES], scale: &mut [i16; 16], _min: &mut [i16; 16]) {
         for i in 0..16 {
-            out.scale[i] = 2 * i16::from(block[66 + i / 2] >> (4 * (i % 2)) & 15) + 1;
+            scale[i] = 2 * i16::from(block[66 + i / 2] >> (4 * (i % 2)) & 15) + 1;
         }
+    }
+
+    #[inline(always)]
+    fn quants(block: &[u8; BYTES], q: &mut [i8; 256]) {
         for i in 0..32 {
             let word = u16_at(block, 2 + 2 * i);
-            let minus = grids::SIGN_BYTES[usize::from(grids::even_signs(u32::from(word >> 9)))];
-            out.put8(i, apply_signs(grids::IQ2_XS[usize::from(word & 511)], minus));
+            let minus = grids::EVEN_SIGNS[usize::from(word >> 9)];
+            put8(q, i, apply_signs(grids::IQ2_XS[usize::from(word & 511)], minus));
         }
-        (half_at(block, 0) / 8.0, 0.0)
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl x86::block256::X86Block256<BYTES> for Iq2Xs {
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn pairs(block: &[u8; BYTES], s: usize, x: __m256i) -> __m256i {
+        let word = |l: usize| usize::from(u16_at(block, 2 + 8 * s + 2 * l));
+        let g = x86::four_eights(|l| grids::IQ2_XS[word(l) & 511]);
+        let minus = x86::four_eights(|l| grids::EVEN_SIGNS[word(l) >> 9]);
+        x86::masked_pairs(g, minus, x)
     }
 }

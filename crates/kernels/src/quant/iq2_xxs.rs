@@ -7,9 +7,14 @@
 //! Per 32 weights: four indices, and in `w` four times seven sign bits from the lowest up (the eighth sign makes the number of minus
 //! signs even), the scale in the top four bits.
 
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::*;
+
 use super::block32::half_at;
-use super::block256::{self, Block256, Unpacked, apply_signs, u32_at};
+use super::block256::{self, Block256, put8, apply_signs, u32_at};
 use super::grids;
+#[cfg(target_arch = "x86_64")]
+use super::x86;
 use crate::{Activation, Format};
 
 const BYTES: usize = 66;
@@ -23,7 +28,7 @@ pub(super) static FORMAT: Format = Format {
     dequantize: block256::dequantize::<Iq2Xxs, BYTES>,
     quantize: None,
     scalar: block256::dot::<Iq2Xxs, BYTES>,
-    avx2: None,
+    avx2: on_x86!(x86::block256::dot_avx2::<Iq2Xxs, BYTES>),
     avx512: None,
     neon: None,
 };
@@ -32,16 +37,38 @@ struct Iq2Xxs;
 
 impl Block256<BYTES> for Iq2Xxs {
     #[inline(always)]
-    fn unpack(block: &[u8; BYTES], out: &mut Unpacked) -> (f32, f32) {
+    fn units(block: &[u8; BYTES]) -> (f32, f32) {
+        (half_at(block, 0) / 8.0, 0.0)
+    }
+
+    #[inline(always)]
+    fn scales(block: &[u8; BYTES], scale: &mut [i16; 16], _min: &mut [i16; 16]) {
+        for s in 0..8 {
+            let both = 2 * (u32_at(block, 6 + 8 * s) >> 28) as i16 + 1;
+            (scale[2 * s], scale[2 * s + 1]) = (both, both);
+        }
+    }
+
+    #[inline(always)]
+    fn quants(block: &[u8; BYTES], q: &mut [i8; 256]) {
         for s in 0..8 {
             let w = u32_at(block, 6 + 8 * s);
-            let scale = 2 * (w >> 28) as i16 + 1;
-            (out.scale[2 * s], out.scale[2 * s + 1]) = (scale, scale);
             for l in 0..4 {
-                let minus = grids::SIGN_BYTES[usize::from(grids::even_signs(w >> (7 * l)))];
-                out.put8(4 * s + l, apply_signs(grids::IQ2_XXS[usize::from(block[2 + 8 * s + l])], minus));
+                let minus = grids::EVEN_SIGNS[(w >> (7 * l)) as usize & 127];
+                put8(q, 4 * s + l, apply_signs(grids::IQ2_XXS[usize::from(block[2 + 8 * s + l])], minus));
             }
         }
-        (half_at(block, 0) / 8.0, 0.0)
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl x86::block256::X86Block256<BYTES> for Iq2Xxs {
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn pairs(block: &[u8; BYTES], s: usize, x: __m256i) -> __m256i {
+        let w = u32_at(block, 6 + 8 * s);
+        let g = x86::four_eights(|l| grids::IQ2_XXS[usize::from(block[2 + 8 * s + l])]);
+        let minus = x86::four_eights(|l| grids::EVEN_SIGNS[(w >> (7 * l)) as usize & 127]);
+        x86::masked_pairs(g, minus, x)
     }
 }

@@ -7,9 +7,14 @@
 //! Four `i` has index bits `qs[i]` and above them bit `i mod 8` of `high[i / 8]`; a bit per sign; a scale of four bits per 32 weights, the low
 //! nibble first.
 
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::*;
+
 use super::block32::half_at;
-use super::block256::{self, Block256, Unpacked, apply_signs};
+use super::block256::{self, Block256, put8, apply_signs};
 use super::grids;
+#[cfg(target_arch = "x86_64")]
+use super::x86;
 use crate::{Activation, Format};
 
 const BYTES: usize = 110;
@@ -23,7 +28,7 @@ pub(super) static FORMAT: Format = Format {
     dequantize: block256::dequantize::<Iq3S, BYTES>,
     quantize: None,
     scalar: block256::dot::<Iq3S, BYTES>,
-    avx2: None,
+    avx2: on_x86!(x86::block256::dot_avx2::<Iq3S, BYTES>),
     avx512: None,
     neon: None,
 };
@@ -32,16 +37,37 @@ struct Iq3S;
 
 impl Block256<BYTES> for Iq3S {
     #[inline(always)]
-    fn unpack(block: &[u8; BYTES], out: &mut Unpacked) -> (f32, f32) {
+    fn units(block: &[u8; BYTES]) -> (f32, f32) {
+        (half_at(block, 0), 0.0)
+    }
+
+    #[inline(always)]
+    fn scales(block: &[u8; BYTES], scale: &mut [i16; 16], _min: &mut [i16; 16]) {
         for i in 0..16 {
-            out.scale[i] = 2 * i16::from(block[106 + i / 4] >> (4 * (i / 2 % 2)) & 15) + 1;
+            scale[i] = 2 * i16::from(block[106 + i / 4] >> (4 * (i / 2 % 2)) & 15) + 1;
         }
+    }
+
+    #[inline(always)]
+    fn quants(block: &[u8; BYTES], q: &mut [i8; 256]) {
         for i in 0..32 {
             let high = usize::from(block[66 + i / 4] >> (2 * (i % 4)));
             let four = |k: usize| u64::from(grids::IQ3_S[usize::from(block[2 + 2 * i + k]) | (high >> k & 1) << 8]);
-            let minus = grids::SIGN_BYTES[usize::from(block[74 + i])];
-            out.put8(i, apply_signs(four(0) | four(1) << 32, minus));
+            let minus = grids::SIGNS[usize::from(block[74 + i])];
+            put8(q, i, apply_signs(four(0) | four(1) << 32, minus));
         }
-        (half_at(block, 0), 0.0)
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl x86::block256::X86Block256<BYTES> for Iq3S {
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn pairs(block: &[u8; BYTES], s: usize, x: __m256i) -> __m256i {
+        let high = usize::from(block[66 + s]);
+        let four = |k: usize| u64::from(grids::IQ3_S[usize::from(block[2 + 8 * s + k]) | (high >> k & 1) << 8]);
+        let g = x86::four_eights(|l| four(2 * l) | four(2 * l + 1) << 32);
+        let minus = x86::four_eights(|l| grids::SIGNS[usize::from(block[74 + 4 * s + l])]);
+        x86::masked_pairs(g, minus, x)
     }
 }

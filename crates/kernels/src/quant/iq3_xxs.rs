@@ -6,9 +6,14 @@
 //! ```
 //! One index per four weights. Per 32 weights `w` holds signs and scale as in IQ2_XXS.
 
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::*;
+
 use super::block32::half_at;
-use super::block256::{self, Block256, Unpacked, apply_signs, u32_at};
+use super::block256::{self, Block256, put8, apply_signs, u32_at};
 use super::grids;
+#[cfg(target_arch = "x86_64")]
+use super::x86;
 use crate::{Activation, Format};
 
 const BYTES: usize = 98;
@@ -22,7 +27,7 @@ pub(super) static FORMAT: Format = Format {
     dequantize: block256::dequantize::<Iq3Xxs, BYTES>,
     quantize: None,
     scalar: block256::dot::<Iq3Xxs, BYTES>,
-    avx2: None,
+    avx2: on_x86!(x86::block256::dot_avx2::<Iq3Xxs, BYTES>),
     avx512: None,
     neon: None,
 };
@@ -31,19 +36,42 @@ struct Iq3Xxs;
 
 impl Block256<BYTES> for Iq3Xxs {
     #[inline(always)]
-    fn unpack(block: &[u8; BYTES], out: &mut Unpacked) -> (f32, f32) {
+    fn units(block: &[u8; BYTES]) -> (f32, f32) {
+        (half_at(block, 0) / 4.0, 0.0)
+    }
+
+    #[inline(always)]
+    fn scales(block: &[u8; BYTES], scale: &mut [i16; 16], _min: &mut [i16; 16]) {
+        for s in 0..8 {
+            let both = 2 * (u32_at(block, 66 + 4 * s) >> 28) as i16 + 1;
+            (scale[2 * s], scale[2 * s + 1]) = (both, both);
+        }
+    }
+
+    #[inline(always)]
+    fn quants(block: &[u8; BYTES], q: &mut [i8; 256]) {
         for s in 0..8 {
             let w = u32_at(block, 66 + 4 * s);
-            let scale = 2 * (w >> 28) as i16 + 1;
-            (out.scale[2 * s], out.scale[2 * s + 1]) = (scale, scale);
             for l in 0..4 {
                 let qs = &block[2 + 8 * s + 2 * l..][..2];
                 let low = u64::from(grids::IQ3_XXS[usize::from(qs[0])]);
                 let high = u64::from(grids::IQ3_XXS[usize::from(qs[1])]);
-                let minus = grids::SIGN_BYTES[usize::from(grids::even_signs(w >> (7 * l)))];
-                out.put8(4 * s + l, apply_signs(low | high << 32, minus));
+                let minus = grids::EVEN_SIGNS[(w >> (7 * l)) as usize & 127];
+                put8(q, 4 * s + l, apply_signs(low | high << 32, minus));
             }
         }
-        (half_at(block, 0) / 4.0, 0.0)
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl x86::block256::X86Block256<BYTES> for Iq3Xxs {
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn pairs(block: &[u8; BYTES], s: usize, x: __m256i) -> __m256i {
+        let w = u32_at(block, 66 + 4 * s);
+        let four = |k: usize| u64::from(grids::IQ3_XXS[usize::from(block[2 + 8 * s + k])]);
+        let g = x86::four_eights(|l| four(2 * l) | four(2 * l + 1) << 32);
+        let minus = x86::four_eights(|l| grids::EVEN_SIGNS[(w >> (7 * l)) as usize & 127]);
+        x86::masked_pairs(g, minus, x)
     }
 }

@@ -5,8 +5,13 @@
 //! | d: f16 | q0 q16 | q1 q17 | … | q15 q31 |     two nibbles per byte, the low one first
 //! ```
 
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::*;
+
 use super::block32::{self, Block32, half_at, nibbles};
 use super::grids;
+#[cfg(target_arch = "x86_64")]
+use super::x86;
 use crate::{Activation, Format};
 
 const BYTES: usize = 18;
@@ -20,8 +25,8 @@ pub(super) static FORMAT: Format = Format {
     dequantize: block32::dequantize::<Iq4Nl, BYTES>,
     quantize: None,
     scalar: block32::dot::<Iq4Nl, BYTES>,
-    avx2: None,
-    avx512: None,
+    avx2: on_x86!(x86::block32::dot_avx2::<Iq4Nl, BYTES>),
+    avx512: on_x86!(x86::block32::dot_avx512::<Iq4Nl, BYTES>),
     neon: None,
 };
 
@@ -32,5 +37,17 @@ impl Block32<BYTES> for Iq4Nl {
     fn unpack(block: &[u8; BYTES], q: &mut [i8; 32]) -> (f32, f32) {
         nibbles(&block[2..], |i, n| q[i] = grids::IQ4[usize::from(n)]);
         (half_at(block, 0), 0.0)
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl x86::block32::X86Block32<BYTES> for Iq4Nl {
+    const OFFSET: i32 = 128;
+    const WIDE: bool = true;
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn load(block: &[u8; BYTES]) -> __m256i {
+        _mm256_xor_si256(x86::look_up(&grids::IQ4, x86::nibbles(block, 2)), _mm256_set1_epi8(-128))
     }
 }

@@ -7,9 +7,14 @@
 //! Scale `s` has its low four bits in a nibble of `low[s / 2]` (the low one first) and its high two in bits `2·s` up of `high`. Each 16 bytes of
 //! `qs` hold 32 weights: the low nibbles the first 16, the high ones the next.
 
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::*;
+
 use super::block32::half_at;
-use super::block256::{self, Block256, Unpacked, u16_at};
+use super::block256::{self, Block256, u16_at};
 use super::grids;
+#[cfg(target_arch = "x86_64")]
+use super::x86;
 use crate::{Activation, Format};
 
 const BYTES: usize = 136;
@@ -23,7 +28,7 @@ pub(super) static FORMAT: Format = Format {
     dequantize: block256::dequantize::<Iq4Xs, BYTES>,
     quantize: None,
     scalar: block256::dot::<Iq4Xs, BYTES>,
-    avx2: None,
+    avx2: on_x86!(x86::block256::dot_avx2::<Iq4Xs, BYTES>),
     avx512: None,
     neon: None,
 };
@@ -32,20 +37,37 @@ struct Iq4Xs;
 
 impl Block256<BYTES> for Iq4Xs {
     #[inline(always)]
-    fn unpack(block: &[u8; BYTES], out: &mut Unpacked) -> (f32, f32) {
+    fn units(block: &[u8; BYTES]) -> (f32, f32) {
+        (half_at(block, 0), 0.0)
+    }
+
+    #[inline(always)]
+    fn scales(block: &[u8; BYTES], scale: &mut [i16; 16], _min: &mut [i16; 16]) {
         let high = u16_at(block, 2);
-        for (i, scale) in out.scale.iter_mut().enumerate() {
+        for (i, scale) in scale.iter_mut().enumerate() {
             let s = i / 2;
             let low = u16::from(block[4 + s / 2] >> (4 * (s % 2)) & 15);
             *scale = (low | (high >> (2 * s) & 3) << 4) as i16 - 32;
         }
+    }
+
+    #[inline(always)]
+    fn quants(block: &[u8; BYTES], q: &mut [i8; 256]) {
         for s in 0..8 {
             let qs = &block[8 + 16 * s..][..16];
             for l in 0..16 {
-                out.q[32 * s + l] = grids::IQ4[usize::from(qs[l] & 15)];
-                out.q[32 * s + 16 + l] = grids::IQ4[usize::from(qs[l] >> 4)];
+                q[32 * s + l] = grids::IQ4[usize::from(qs[l] & 15)];
+                q[32 * s + 16 + l] = grids::IQ4[usize::from(qs[l] >> 4)];
             }
         }
-        (half_at(block, 0), 0.0)
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl x86::block256::X86Block256<BYTES> for Iq4Xs {
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn pairs(block: &[u8; BYTES], s: usize, x: __m256i) -> __m256i {
+        x86::signed_pairs(x86::look_up(&grids::IQ4, x86::nibbles(block, 8 + 16 * s)), x)
     }
 }

@@ -3,14 +3,32 @@
 //! A format's file draws its block, decodes it and names its kernels. What the files share: [`floats`] (weights that are floats
 //! themselves), [`block32`] and [`block256`] (blocks of small integers with a scale), each with the canonical order of its family.
 
+#![allow(clippy::needless_range_loop, reason = "indices are those of the block drawings")]
+
 mod block256;
 mod block32;
 mod floats;
 mod grids;
 #[cfg(test)]
 mod tests;
+#[cfg(target_arch = "x86_64")]
+mod x86;
 
 use crate::Format;
+
+/// A kernel where the target has its instruction set.
+macro_rules! on_x86 {
+    ($kernel:expr) => {{
+        #[cfg(target_arch = "x86_64")]
+        {
+            Some($kernel)
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        {
+            None
+        }
+    }};
+}
 
 macro_rules! formats {
     ($($file:ident)*) => {

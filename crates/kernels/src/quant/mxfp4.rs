@@ -5,7 +5,12 @@
 //! | e: u8 | q0 q16 | q1 q17 | … | q15 q31 |     two nibbles per byte, the low one first
 //! ```
 
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::*;
+
 use super::block32::{self, Block32, nibbles};
+#[cfg(target_arch = "x86_64")]
+use super::x86;
 use crate::{Activation, Format};
 
 const BYTES: usize = 17;
@@ -19,8 +24,8 @@ pub(super) static FORMAT: Format = Format {
     dequantize: block32::dequantize::<Mxfp4, BYTES>,
     quantize: None,
     scalar: block32::dot::<Mxfp4, BYTES>,
-    avx2: None,
-    avx512: None,
+    avx2: on_x86!(x86::block32::dot_avx2::<Mxfp4, BYTES>),
+    avx512: on_x86!(x86::block32::dot_avx512::<Mxfp4, BYTES>),
     neon: None,
 };
 
@@ -40,4 +45,21 @@ impl Block32<BYTES> for Mxfp4 {
 #[inline(always)]
 fn unit(e: u8) -> f32 {
     f32::from_bits(if e < 2 { 0x0020_0000 << e } else { u32::from(e - 1) << 23 })
+}
+
+#[cfg(target_arch = "x86_64")]
+impl x86::block32::X86Block32<BYTES> for Mxfp4 {
+    const OFFSET: i32 = 12;
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn load(block: &[u8; BYTES]) -> __m256i {
+        _mm256_add_epi8(x86::look_up(&LEVELS, x86::nibbles(block, 1)), _mm256_set1_epi8(12))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,f16c")]
+    unsafe fn units(block: &[u8; BYTES]) -> (f32, f32) {
+        (unit(block[0]), 0.0)
+    }
 }

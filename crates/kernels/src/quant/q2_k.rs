@@ -7,8 +7,13 @@
 //! A scale byte holds the scale (low nibble) and the minimum (high nibble) of a group of 16. Byte `l` of each half of `qs` (32 bytes)
 //! holds two bits of elements `l`, `l + 32`, `l + 64` and `l + 96` of that half of the block, the first lowest.
 
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::*;
+
 use super::block32::half_at;
-use super::block256::{self, Block256, Unpacked};
+use super::block256::{self, Block256};
+#[cfg(target_arch = "x86_64")]
+use super::x86;
 use crate::{Activation, Format};
 
 const BYTES: usize = 84;
@@ -22,7 +27,7 @@ pub(super) static FORMAT: Format = Format {
     dequantize: block256::dequantize::<Q2K, BYTES>,
     quantize: None,
     scalar: block256::dot::<Q2K, BYTES>,
-    avx2: None,
+    avx2: on_x86!(x86::block256::dot_avx2::<Q2K, BYTES>),
     avx512: None,
     neon: None,
 };
@@ -33,19 +38,37 @@ impl Block256<BYTES> for Q2K {
     const MIN: bool = true;
 
     #[inline(always)]
-    fn unpack(block: &[u8; BYTES], out: &mut Unpacked) -> (f32, f32) {
+    fn units(block: &[u8; BYTES]) -> (f32, f32) {
+        (half_at(block, 80), half_at(block, 82))
+    }
+
+    #[inline(always)]
+    fn scales(block: &[u8; BYTES], scale: &mut [i16; 16], min: &mut [i16; 16]) {
         for (i, s) in block[..16].iter().enumerate() {
-            out.scale[i] = i16::from(s & 15);
-            out.min[i] = i16::from(s >> 4);
+            scale[i] = i16::from(s & 15);
+            min[i] = i16::from(s >> 4);
         }
+    }
+
+    #[inline(always)]
+    fn quants(block: &[u8; BYTES], q: &mut [i8; 256]) {
         for half in 0..2 {
             let qs = &block[16 + 32 * half..][..32];
             for g in 0..4 {
                 for l in 0..32 {
-                    out.q[128 * half + 32 * g + l] = (qs[l] >> (2 * g) & 3) as i8;
+                    q[128 * half + 32 * g + l] = (qs[l] >> (2 * g) & 3) as i8;
                 }
             }
         }
-        (half_at(block, 80), half_at(block, 82))
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl x86::block256::X86Block256<BYTES> for Q2K {
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn pairs(block: &[u8; BYTES], s: usize, x: __m256i) -> __m256i {
+        let qs = x86::load32(block, 16 + 32 * (s / 4));
+        _mm256_maddubs_epi16(x86::field(qs, 2 * (s % 4), 3), x)
     }
 }

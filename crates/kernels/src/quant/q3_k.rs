@@ -7,8 +7,13 @@
 //! `qs` as in Q2_K. Bit `4·half + g` of `high[l]` is bit 2 of element `128·half + 32·g + l`. The six bits of scale `i`: the low four are a
 //! nibble of `scales[i mod 8]` (low for `i < 8`), the high two are bits `2·(i / 4)` up of `scales[8 + i mod 4]`.
 
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::*;
+
 use super::block32::half_at;
-use super::block256::{self, Block256, Unpacked};
+use super::block256::{self, Block256};
+#[cfg(target_arch = "x86_64")]
+use super::x86;
 use crate::{Activation, Format};
 
 const BYTES: usize = 110;
@@ -22,7 +27,7 @@ pub(super) static FORMAT: Format = Format {
     dequantize: block256::dequantize::<Q3K, BYTES>,
     quantize: None,
     scalar: block256::dot::<Q3K, BYTES>,
-    avx2: None,
+    avx2: on_x86!(x86::block256::dot_avx2::<Q3K, BYTES>),
     avx512: None,
     neon: None,
 };
@@ -31,22 +36,44 @@ struct Q3K;
 
 impl Block256<BYTES> for Q3K {
     #[inline(always)]
-    fn unpack(block: &[u8; BYTES], out: &mut Unpacked) -> (f32, f32) {
-        let (high, scales) = (&block[..32], &block[96..108]);
+    fn units(block: &[u8; BYTES]) -> (f32, f32) {
+        (half_at(block, 108), 0.0)
+    }
+
+    #[inline(always)]
+    fn scales(block: &[u8; BYTES], scale: &mut [i16; 16], _min: &mut [i16; 16]) {
+        let scales = &block[96..108];
         for i in 0..16 {
             let low = scales[i % 8] >> (4 * (i / 8)) & 15;
             let top = scales[8 + i % 4] >> (2 * (i / 4)) & 3;
-            out.scale[i] = i16::from(low | top << 4) - 32;
+            scale[i] = i16::from(low | top << 4) - 32;
         }
+    }
+
+    #[inline(always)]
+    fn quants(block: &[u8; BYTES], q: &mut [i8; 256]) {
+        let high = &block[..32];
         for half in 0..2 {
             let qs = &block[32 + 32 * half..][..32];
             for g in 0..4 {
                 for l in 0..32 {
                     let top = (high[l] >> (4 * half + g) & 1) << 2;
-                    out.q[128 * half + 32 * g + l] = (qs[l] >> (2 * g) & 3 | top) as i8 - 4;
+                    q[128 * half + 32 * g + l] = (qs[l] >> (2 * g) & 3 | top) as i8 - 4;
                 }
             }
         }
-        (half_at(block, 108), 0.0)
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl x86::block256::X86Block256<BYTES> for Q3K {
+    const OFFSET: i32 = 4;
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn pairs(block: &[u8; BYTES], s: usize, x: __m256i) -> __m256i {
+        let low = x86::field(x86::load32(block, 32 + 32 * (s / 4)), 2 * (s % 4), 3);
+        let top = x86::where_bit(x86::load32(block, 0), s, 4);
+        _mm256_maddubs_epi16(_mm256_or_si256(low, top), x)
     }
 }

@@ -5,7 +5,12 @@
 //! | d: f16 | q0 q16 | q1 q17 | … | q15 q31 |     two nibbles per byte, the low one first
 //! ```
 
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::*;
+
 use super::block32::{self, Block32, half_at, inverse, largest, nibbles, pack_nibbles};
+#[cfg(target_arch = "x86_64")]
+use super::x86;
 use crate::{Activation, Format};
 
 const BYTES: usize = 18;
@@ -19,8 +24,8 @@ pub(super) static FORMAT: Format = Format {
     dequantize: block32::dequantize::<Q4_0, BYTES>,
     quantize: Some(quantize),
     scalar: block32::dot::<Q4_0, BYTES>,
-    avx2: None,
-    avx512: None,
+    avx2: on_x86!(x86::block32::dot_avx2::<Q4_0, BYTES>),
+    avx512: on_x86!(x86::block32::dot_avx512::<Q4_0, BYTES>),
     neon: None,
 };
 
@@ -42,5 +47,16 @@ fn quantize(x: &[f32], out: &mut [u8]) {
         let id = inverse(d);
         out[..2].copy_from_slice(&half::f16::from_f32(d).to_le_bytes());
         pack_nibbles(&x.map(|x| ((x * id + 8.5) as u8).min(15)), &mut out[2..]);
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl x86::block32::X86Block32<BYTES> for Q4_0 {
+    const OFFSET: i32 = 8;
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn load(block: &[u8; BYTES]) -> __m256i {
+        x86::nibbles(block, 2)
     }
 }

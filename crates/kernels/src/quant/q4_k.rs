@@ -7,8 +7,13 @@
 //! Each 32 bytes of `qs` hold 64 weights: the low nibbles the first 32, the high ones the next. Scales and minima have six bits: for the
 //! first four the low six bits of bytes `j` and `j + 4`; for the others the nibbles of byte `j + 8` with the top two bits of those bytes.
 
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::*;
+
 use super::block32::half_at;
-use super::block256::{self, Block256, Unpacked, scales_and_mins};
+use super::block256::{self, Block256, scales_and_mins};
+#[cfg(target_arch = "x86_64")]
+use super::x86;
 use crate::{Activation, Format};
 
 const BYTES: usize = 144;
@@ -22,7 +27,7 @@ pub(super) static FORMAT: Format = Format {
     dequantize: block256::dequantize::<Q4K, BYTES>,
     quantize: None,
     scalar: block256::dot::<Q4K, BYTES>,
-    avx2: None,
+    avx2: on_x86!(x86::block256::dot_avx2::<Q4K, BYTES>),
     avx512: None,
     neon: None,
 };
@@ -33,15 +38,33 @@ impl Block256<BYTES> for Q4K {
     const MIN: bool = true;
 
     #[inline(always)]
-    fn unpack(block: &[u8; BYTES], out: &mut Unpacked) -> (f32, f32) {
-        scales_and_mins(&block[4..16], out);
+    fn units(block: &[u8; BYTES]) -> (f32, f32) {
+        (half_at(block, 0), half_at(block, 2))
+    }
+
+    #[inline(always)]
+    fn scales(block: &[u8; BYTES], scale: &mut [i16; 16], min: &mut [i16; 16]) {
+        scales_and_mins(&block[4..16], scale, min);
+    }
+
+    #[inline(always)]
+    fn quants(block: &[u8; BYTES], q: &mut [i8; 256]) {
         for pair in 0..4 {
             let qs = &block[16 + 32 * pair..][..32];
             for l in 0..32 {
-                out.q[64 * pair + l] = (qs[l] & 15) as i8;
-                out.q[64 * pair + 32 + l] = (qs[l] >> 4) as i8;
+                q[64 * pair + l] = (qs[l] & 15) as i8;
+                q[64 * pair + 32 + l] = (qs[l] >> 4) as i8;
             }
         }
-        (half_at(block, 0), half_at(block, 2))
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl x86::block256::X86Block256<BYTES> for Q4K {
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn pairs(block: &[u8; BYTES], s: usize, x: __m256i) -> __m256i {
+        let qs = x86::load32(block, 16 + 32 * (s / 2));
+        _mm256_maddubs_epi16(x86::field(qs, 4 * (s % 2), 15), x)
     }
 }

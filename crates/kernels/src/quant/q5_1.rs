@@ -6,7 +6,12 @@
 //! ```
 //! Bit `i` of `high` is bit 4 of `q[i]`; nibbles as in Q4_0.
 
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::*;
+
 use super::block32::{self, Block32, half_at, inverse, nibbles, pack_nibbles};
+#[cfg(target_arch = "x86_64")]
+use super::x86;
 use crate::{Activation, Format};
 
 const BYTES: usize = 24;
@@ -20,8 +25,8 @@ pub(super) static FORMAT: Format = Format {
     dequantize: block32::dequantize::<Q5_1, BYTES>,
     quantize: Some(quantize),
     scalar: block32::dot::<Q5_1, BYTES>,
-    avx2: None,
-    avx512: None,
+    avx2: on_x86!(x86::block32::dot_avx2::<Q5_1, BYTES>),
+    avx512: on_x86!(x86::block32::dot_avx512::<Q5_1, BYTES>),
     neon: None,
 };
 
@@ -50,5 +55,16 @@ fn quantize(x: &[f32], out: &mut [u8]) {
         out[2..4].copy_from_slice(&half::f16::from_f32(min).to_le_bytes());
         out[4..8].copy_from_slice(&high.to_le_bytes());
         pack_nibbles(&q, &mut out[8..]);
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl x86::block32::X86Block32<BYTES> for Q5_1 {
+    const OFFSET: i32 = 0;
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn load(block: &[u8; BYTES]) -> __m256i {
+        _mm256_or_si256(x86::nibbles(block, 8), x86::fifth_bits(&block[4..8]))
     }
 }

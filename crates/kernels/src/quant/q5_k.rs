@@ -6,8 +6,13 @@
 //! ```
 //! Scales and `qs` as in Q4_K; bit `s` of `high[l]` is bit 4 of element `32·s + l`.
 
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::*;
+
 use super::block32::half_at;
-use super::block256::{self, Block256, Unpacked, scales_and_mins};
+use super::block256::{self, Block256, scales_and_mins};
+#[cfg(target_arch = "x86_64")]
+use super::x86;
 use crate::{Activation, Format};
 
 const BYTES: usize = 176;
@@ -21,7 +26,7 @@ pub(super) static FORMAT: Format = Format {
     dequantize: block256::dequantize::<Q5K, BYTES>,
     quantize: None,
     scalar: block256::dot::<Q5K, BYTES>,
-    avx2: None,
+    avx2: on_x86!(x86::block256::dot_avx2::<Q5K, BYTES>),
     avx512: None,
     neon: None,
 };
@@ -32,16 +37,35 @@ impl Block256<BYTES> for Q5K {
     const MIN: bool = true;
 
     #[inline(always)]
-    fn unpack(block: &[u8; BYTES], out: &mut Unpacked) -> (f32, f32) {
-        scales_and_mins(&block[4..16], out);
+    fn units(block: &[u8; BYTES]) -> (f32, f32) {
+        (half_at(block, 0), half_at(block, 2))
+    }
+
+    #[inline(always)]
+    fn scales(block: &[u8; BYTES], scale: &mut [i16; 16], min: &mut [i16; 16]) {
+        scales_and_mins(&block[4..16], scale, min);
+    }
+
+    #[inline(always)]
+    fn quants(block: &[u8; BYTES], q: &mut [i8; 256]) {
         let high = &block[16..48];
         for pair in 0..4 {
             let qs = &block[48 + 32 * pair..][..32];
             for l in 0..32 {
-                out.q[64 * pair + l] = (qs[l] & 15 | (high[l] >> (2 * pair) & 1) << 4) as i8;
-                out.q[64 * pair + 32 + l] = (qs[l] >> 4 | (high[l] >> (2 * pair + 1) & 1) << 4) as i8;
+                q[64 * pair + l] = (qs[l] & 15 | (high[l] >> (2 * pair) & 1) << 4) as i8;
+                q[64 * pair + 32 + l] = (qs[l] >> 4 | (high[l] >> (2 * pair + 1) & 1) << 4) as i8;
             }
         }
-        (half_at(block, 0), half_at(block, 2))
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl x86::block256::X86Block256<BYTES> for Q5K {
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn pairs(block: &[u8; BYTES], s: usize, x: __m256i) -> __m256i {
+        let low = x86::field(x86::load32(block, 48 + 32 * (s / 2)), 4 * (s % 2), 15);
+        let top = x86::where_bit(x86::load32(block, 16), s, 16);
+        _mm256_maddubs_epi16(_mm256_or_si256(low, top), x)
     }
 }

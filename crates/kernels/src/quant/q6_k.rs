@@ -7,8 +7,13 @@
 //! Per half of the block (128 weights): 64 bytes of low nibbles and 32 of high bit pairs. Element `32·g + l` has its low four bits in
 //! byte `32·(g mod 2) + l` (the low nibble for `g < 2`) and its high two in bits `2·g` up of byte `l`.
 
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::*;
+
 use super::block32::half_at;
-use super::block256::{self, Block256, Unpacked};
+use super::block256::{self, Block256};
+#[cfg(target_arch = "x86_64")]
+use super::x86;
 use crate::{Activation, Format};
 
 const BYTES: usize = 210;
@@ -22,7 +27,7 @@ pub(super) static FORMAT: Format = Format {
     dequantize: block256::dequantize::<Q6K, BYTES>,
     quantize: None,
     scalar: block256::dot::<Q6K, BYTES>,
-    avx2: None,
+    avx2: on_x86!(x86::block256::dot_avx2::<Q6K, BYTES>),
     avx512: None,
     neon: None,
 };
@@ -31,20 +36,42 @@ struct Q6K;
 
 impl Block256<BYTES> for Q6K {
     #[inline(always)]
-    fn unpack(block: &[u8; BYTES], out: &mut Unpacked) -> (f32, f32) {
-        for (scale, byte) in out.scale.iter_mut().zip(&block[192..208]) {
+    fn units(block: &[u8; BYTES]) -> (f32, f32) {
+        (half_at(block, 208), 0.0)
+    }
+
+    #[inline(always)]
+    fn scales(block: &[u8; BYTES], scale: &mut [i16; 16], _min: &mut [i16; 16]) {
+        for (scale, byte) in scale.iter_mut().zip(&block[192..208]) {
             *scale = i16::from(*byte as i8);
         }
+    }
+
+    #[inline(always)]
+    fn quants(block: &[u8; BYTES], q: &mut [i8; 256]) {
         for half in 0..2 {
             let (low, high) = (&block[64 * half..][..64], &block[128 + 32 * half..][..32]);
             for g in 0..4 {
                 for l in 0..32 {
                     let nibble = low[32 * (g % 2) + l] >> (4 * (g / 2)) & 15;
                     let top = high[l] >> (2 * g) & 3;
-                    out.q[128 * half + 32 * g + l] = (nibble | top << 4) as i8 - 32;
+                    q[128 * half + 32 * g + l] = (nibble | top << 4) as i8 - 32;
                 }
             }
         }
-        (half_at(block, 208), 0.0)
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl x86::block256::X86Block256<BYTES> for Q6K {
+    const OFFSET: i32 = 32;
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn pairs(block: &[u8; BYTES], s: usize, x: __m256i) -> __m256i {
+        let (half, g) = (s / 4, s % 4);
+        let low = x86::field(x86::load32(block, 64 * half + 32 * (g % 2)), 4 * (g / 2), 15);
+        let top = x86::field(x86::load32(block, 128 + 32 * half), 2 * g, 3);
+        _mm256_maddubs_epi16(_mm256_or_si256(low, _mm256_slli_epi16::<4>(top)), x)
     }
 }

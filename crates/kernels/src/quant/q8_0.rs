@@ -5,7 +5,12 @@
 //! | d: f16 | q0 | q1 | … | q31 |     signed bytes
 //! ```
 
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::*;
+
 use super::block32::{self, Block32, half_at, inverse};
+#[cfg(target_arch = "x86_64")]
+use super::x86;
 use crate::{Activation, Format};
 
 const BYTES: usize = 34;
@@ -19,8 +24,8 @@ pub(super) static FORMAT: Format = Format {
     dequantize: block32::dequantize::<Q8_0, BYTES>,
     quantize: Some(quantize),
     scalar: block32::dot::<Q8_0, BYTES>,
-    avx2: None,
-    avx512: None,
+    avx2: on_x86!(x86::block32::dot_avx2::<Q8_0, BYTES>),
+    avx512: on_x86!(x86::block32::dot_avx512::<Q8_0, BYTES>),
     neon: None,
 };
 
@@ -46,5 +51,17 @@ fn quantize(x: &[f32], out: &mut [u8]) {
         for (out, x) in out[2..].iter_mut().zip(x) {
             *out = (x * id).round() as i8 as u8;
         }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl x86::block32::X86Block32<BYTES> for Q8_0 {
+    const OFFSET: i32 = 128;
+    const WIDE: bool = true;
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn load(block: &[u8; BYTES]) -> __m256i {
+        _mm256_xor_si256(x86::load32(block, 2), _mm256_set1_epi8(-128))
     }
 }

@@ -4,7 +4,7 @@ use super::{FORMATS, format};
 use crate::ops::testing::floats;
 use crate::{Activation, Dot, Format, Isa};
 
-/// Random blocks whose scales are ordinary numbers: a length of bytes that starts `shift` bytes into an allocation.
+/// Random blocks whose scales are ordinary numbers.
 fn random_row(format: &Format, n: usize, seed: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut byte = || {
@@ -101,6 +101,16 @@ fn kernels_fall_back_to_a_plainer_instruction_set() {
         }
         assert_eq!(f.kernel(Isa::Scalar).isa(), Isa::Scalar);
     }
+}
+
+/// The matrix of formats and instruction sets, so that a hole is a decision.
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn which_formats_have_which_kernels() {
+    let without =
+        |has: fn(&Format) -> bool| FORMATS.iter().filter(|f| !has(f)).map(|f| f.name).collect::<Vec<_>>();
+    assert_eq!(without(|f| f.avx2.is_some()), ["TQ1_0"]);
+    assert!(without(|f| f.avx512.is_some() || f.block_elements == 256).is_empty());
 }
 
 /// Every instruction set gives the scalar twin's bits: all lengths, any alignment of weights and activations.

@@ -8,7 +8,7 @@
 //! to 4 of `qs[32..48]`, digits 0 to 3 of `qh`.
 
 use super::block32::half_at;
-use super::block256::{self, Block256, Unpacked};
+use super::block256::{self, Block256};
 use crate::{Activation, Format};
 
 const BYTES: usize = 54;
@@ -31,19 +31,27 @@ struct Tq1_0;
 
 impl Block256<BYTES> for Tq1_0 {
     #[inline(always)]
-    fn unpack(block: &[u8; BYTES], out: &mut Unpacked) -> (f32, f32) {
-        out.scale = [1; 16];
+    fn units(block: &[u8; BYTES]) -> (f32, f32) {
+        (half_at(block, 52), 0.0)
+    }
+
+    #[inline(always)]
+    fn scales(_block: &[u8; BYTES], scale: &mut [i16; 16], _min: &mut [i16; 16]) {
+        *scale = [1; 16];
+    }
+
+    #[inline(always)]
+    fn quants(block: &[u8; BYTES], q: &mut [i8; 256]) {
         let mut at = 0;
         for (bytes, digits) in [(&block[..32], 5), (&block[32..48], 5), (&block[48..52], 4)] {
             let mut power = 1u8;
             for _ in 0..digits {
                 for byte in bytes {
-                    out.q[at] = (u16::from(byte.wrapping_mul(power)) * 3 >> 8) as i8 - 1;
+                    q[at] = ((u16::from(byte.wrapping_mul(power)) * 3) >> 8) as i8 - 1;
                     at += 1;
                 }
                 power = power.wrapping_mul(3);
             }
         }
-        (half_at(block, 52), 0.0)
     }
 }

@@ -6,8 +6,13 @@
 //! ```
 //! `qs` as in Q2_K.
 
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::*;
+
 use super::block32::half_at;
-use super::block256::{self, Block256, Unpacked};
+use super::block256::{self, Block256};
+#[cfg(target_arch = "x86_64")]
+use super::x86;
 use crate::{Activation, Format};
 
 const BYTES: usize = 66;
@@ -21,7 +26,7 @@ pub(super) static FORMAT: Format = Format {
     dequantize: block256::dequantize::<Tq2_0, BYTES>,
     quantize: None,
     scalar: block256::dot::<Tq2_0, BYTES>,
-    avx2: None,
+    avx2: on_x86!(x86::block256::dot_avx2::<Tq2_0, BYTES>),
     avx512: None,
     neon: None,
 };
@@ -30,16 +35,36 @@ struct Tq2_0;
 
 impl Block256<BYTES> for Tq2_0 {
     #[inline(always)]
-    fn unpack(block: &[u8; BYTES], out: &mut Unpacked) -> (f32, f32) {
-        out.scale = [1; 16];
+    fn units(block: &[u8; BYTES]) -> (f32, f32) {
+        (half_at(block, 64), 0.0)
+    }
+
+    #[inline(always)]
+    fn scales(_block: &[u8; BYTES], scale: &mut [i16; 16], _min: &mut [i16; 16]) {
+        *scale = [1; 16];
+    }
+
+    #[inline(always)]
+    fn quants(block: &[u8; BYTES], q: &mut [i8; 256]) {
         for half in 0..2 {
             let qs = &block[32 * half..][..32];
             for g in 0..4 {
                 for l in 0..32 {
-                    out.q[128 * half + 32 * g + l] = (qs[l] >> (2 * g) & 3) as i8 - 1;
+                    q[128 * half + 32 * g + l] = (qs[l] >> (2 * g) & 3) as i8 - 1;
                 }
             }
         }
-        (half_at(block, 64), 0.0)
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl x86::block256::X86Block256<BYTES> for Tq2_0 {
+    const OFFSET: i32 = 1;
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn pairs(block: &[u8; BYTES], s: usize, x: __m256i) -> __m256i {
+        let qs = x86::load32(block, 32 * (s / 4));
+        _mm256_maddubs_epi16(x86::field(qs, 2 * (s % 4), 3), x)
     }
 }

@@ -11,13 +11,14 @@ mod iq3xxs;
 const LEVELS_2: [u8; 4] = [8, 25, 43, 0];
 const LEVELS_3XXS: [u8; 8] = [4, 12, 20, 28, 36, 44, 52, 62];
 const LEVELS_3S: [u8; 8] = [1, 3, 5, 7, 9, 11, 13, 15];
-const LEVELS_1: [u8; 4] = [0xff, 0, 1, 0]; // −1, 0, 1
+const LEVELS_1: [u8; 4] = [0xf8, 0, 8, 0]; // −1, 0, 1 times 8: the shift of 1/8 becomes an integer
 
 pub(super) static IQ2_XXS: [u64; 256] = eights(&iq2xxs::CODES, LEVELS_2);
 pub(super) static IQ2_XS: [u64; 512] = eights(&iq2xs::CODES, LEVELS_2);
 pub(super) static IQ2_S: [u64; 1024] = eights(&iq2s::CODES, LEVELS_2);
 pub(super) static IQ3_XXS: [u32; 256] = fours(&iq3xxs::CODES, LEVELS_3XXS);
 pub(super) static IQ3_S: [u32; 512] = fours(&iq3s::CODES, LEVELS_3S);
+/// Eight times the values.
 pub(super) static IQ1: [u64; 2048] = eights(&iq1s::CODES, LEVELS_1);
 
 const fn eights<const N: usize>(codes: &[u16; N], levels: [u8; 4]) -> [u64; N] {
@@ -48,15 +49,8 @@ const fn fours<const N: usize>(codes: &[u16; N], levels: [u8; 8]) -> [u32; N] {
     rows
 }
 
-/// Eight sign bits for seven: the eighth makes the number of minus signs even.
-#[inline(always)]
-pub(super) fn even_signs(seven: u32) -> u8 {
-    let bits = (seven & 127) as u8;
-    bits | (((bits.count_ones() & 1) as u8) << 7)
-}
-
 /// A byte of −1 (all ones) for each set bit and 0 for each clear one.
-pub(super) static SIGN_BYTES: [u64; 256] = {
+pub(super) static SIGNS: [u64; 256] = {
     let mut rows = [0; 256];
     let mut i = 0;
     while i < 256 {
@@ -67,6 +61,17 @@ pub(super) static SIGN_BYTES: [u64; 256] = {
             }
             j += 1;
         }
+        i += 1;
+    }
+    rows
+};
+
+/// The same for seven sign bits; the eighth makes the number of minus signs even.
+pub(super) static EVEN_SIGNS: [u64; 128] = {
+    let mut rows = [0; 128];
+    let mut i = 0usize;
+    while i < 128 {
+        rows[i] = SIGNS[i | (i.count_ones() as usize & 1) << 7];
         i += 1;
     }
     rows
@@ -96,7 +101,8 @@ mod tests {
         assert_eq!(eights(&IQ2_S), "e1aa1473412b0552");
         assert_eq!(fours(&IQ3_XXS), "46e35f5a997efdee");
         assert_eq!(fours(&IQ3_S), "bd1af4945a1717c6");
-        assert_eq!(eights(&IQ1), "07540ffc1aeaf6ad");
+        let eighth = |r: &u64| r.to_le_bytes().map(|b| (b as i8 / 8) as u8);
+        assert_eq!(hash(IQ1.iter().map(eighth)), "07540ffc1aeaf6ad");
     }
 
     #[test]
@@ -106,10 +112,9 @@ mod tests {
     }
 
     #[test]
-    fn seven_sign_bits_become_an_even_eight() {
-        for i in 0..128 {
-            assert_eq!(even_signs(i) & 127, i as u8);
-            assert_eq!(even_signs(i).count_ones() % 2, 0);
-        }
+    fn signs_are_bytes_of_minus_one() {
+        assert_eq!(SIGNS[0b1000_0101], 0xff00_0000_00ff_00ff);
+        assert!(EVEN_SIGNS.iter().all(|s| s.count_ones().is_multiple_of(16)));
+        assert_eq!(EVEN_SIGNS[1], 0xff00_0000_0000_00ff);
     }
 }

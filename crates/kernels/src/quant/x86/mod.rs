@@ -1,0 +1,117 @@
+//! What the x86-64 kernels share. Loads take slices and check them (the checks fold away), so that the formats' own code is safe.
+
+pub(super) mod block256;
+pub(super) mod block32;
+pub(super) mod floats;
+
+use std::arch::x86_64::*;
+
+/// Sixteen bytes from an offset.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn load16(bytes: &[u8], at: usize) -> __m128i {
+    let bytes = &bytes[at..at + 16];
+    // SAFETY: sixteen readable bytes; the load needs no alignment.
+    unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }
+}
+
+/// Thirty-two bytes from an offset.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn load32(bytes: &[u8], at: usize) -> __m256i {
+    let bytes = &bytes[at..at + 32];
+    // SAFETY: thirty-two readable bytes; the load needs no alignment.
+    unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) }
+}
+
+/// The float of the half at an offset.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+pub(super) fn half(bytes: &[u8], at: usize) -> f32 {
+    let bits = i32::from(u16::from_le_bytes([bytes[at], bytes[at + 1]]));
+    _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(bits)))
+}
+
+/// Shifts sixteen-bit lanes right by a count that the optimiser sees.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn shift_right(v: __m256i, bits: usize) -> __m256i {
+    _mm256_srl_epi16(v, _mm_cvtsi32_si128(bits as i32))
+}
+
+/// The bits of `mask` in each byte, shifted down to bit 0 by `bits`.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn field(v: __m256i, bits: usize, mask: u8) -> __m256i {
+    _mm256_and_si256(shift_right(v, bits), _mm256_set1_epi8(mask as i8))
+}
+
+/// `value` in each byte of `v` whose bit `bit` is set, else 0.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn where_bit(v: __m256i, bit: usize, value: u8) -> __m256i {
+    let bit = _mm256_set1_epi8((1u8 << bit) as i8);
+    let set = _mm256_cmpeq_epi8(_mm256_and_si256(v, bit), bit);
+    _mm256_and_si256(set, _mm256_set1_epi8(value as i8))
+}
+
+/// Sixteen bytes of nibbles as 32 bytes: the low ones first.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn nibbles(bytes: &[u8], at: usize) -> __m256i {
+    let v = load16(bytes, at);
+    let both = _mm256_set_m128i(_mm_srli_epi16::<4>(v), v);
+    _mm256_and_si256(both, _mm256_set1_epi8(15))
+}
+
+/// Bit `i` of four bytes as bit 4 of byte `i`.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn fifth_bits(bytes: &[u8]) -> __m256i {
+    let bits = _mm256_set1_epi32(i32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]));
+    // Byte i gets byte i / 8 of the four, and keeps its bit i mod 8.
+    let eights = _mm256_setr_epi64x(0, 0x0101_0101_0101_0101, 0x0202_0202_0202_0202, 0x0303_0303_0303_0303);
+    let own = _mm256_set1_epi64x(0x8040_2010_0804_0201u64 as i64);
+    let kept = _mm256_and_si256(_mm256_shuffle_epi8(bits, eights), own);
+    _mm256_and_si256(_mm256_cmpeq_epi8(kept, own), _mm256_set1_epi8(16))
+}
+
+/// Looks nibbles up in a table of sixteen bytes.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn look_up(table: &[i8; 16], nibbles: __m256i) -> __m256i {
+    // SAFETY: sixteen readable bytes; the load needs no alignment.
+    let table = unsafe { _mm_loadu_si128(table.as_ptr().cast()) };
+    _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), nibbles)
+}
+
+/// Sums of pairs of products of signed bytes, `x` never being −128.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn signed_pairs(q: __m256i, x: __m256i) -> __m256i {
+    _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(x, q))
+}
+
+/// Sums of pairs of products where the bytes `g` (positive) count negative under a mask of −1.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn masked_pairs(g: __m256i, minus: __m256i, x: __m256i) -> __m256i {
+    _mm256_maddubs_epi16(g, _mm256_sub_epi8(_mm256_xor_si256(x, minus), minus))
+}
+
+/// Four groups of eight bytes, the first lowest.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn four_eights(get: impl Fn(usize) -> u64) -> __m256i {
+    _mm256_set_epi64x(get(3) as i64, get(2) as i64, get(1) as i64, get(0) as i64)
+}
+
+/// The sum of eight integers.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn total(v: __m256i) -> i32 {
+    let v = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v));
+    let v = _mm_add_epi32(v, _mm_shuffle_epi32::<0b00_00_11_10>(v));
+    let v = _mm_add_epi32(v, _mm_shuffle_epi32::<0b00_00_00_01>(v));
+    _mm_cvtsi128_si32(v)
+}
