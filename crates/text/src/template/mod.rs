@@ -5,8 +5,9 @@
 //! writes. One deliberate difference: `none` prints as nothing, where Python prints "None" and no template means it.
 //!
 //! Templates are programs written by strangers. They cannot read files or reach anything but their variables, a step
-//! limit ends endless loops, and recursion is bounded. Not bounded is the memory of a template that doubles a string
-//! again and again; such a file can exhaust memory, not read it.
+//! limit ends endless loops, and recursion of calls is bounded. The engine does not bound values: a template that
+//! doubles a string forty times, or nests a list a hundred thousand deep, exhausts memory or the stack and ends the
+//! process. Such a file can do no more than that, and only to whoever loads it.
 
 mod filters;
 mod json;
