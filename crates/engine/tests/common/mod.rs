@@ -1,0 +1,171 @@
+//! What the engine's tests share: a toy on disk, loaded with some options, run in some chunks, with its choices recorded.
+#![allow(dead_code, reason = "each test binary uses its own part")]
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use slotbank_engine::{BankSize, CacheType, Dump, Engine, EngineOptions, Sequence, Want};
+use files::Checkpoint;
+use tempfile::TempDir;
+use toy::Toy;
+use toy::reference::Outcome;
+
+/// A checkpoint in a temporary folder that lives as long as this.
+pub struct OnDisk {
+    pub path: PathBuf,
+    pub dir: TempDir,
+}
+
+impl OnDisk {
+    pub fn gguf(toy: &Toy) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let path = dir.path().join("toy.gguf");
+        toy.write(&path);
+        Self { path, dir }
+    }
+
+    pub fn open(&self) -> Checkpoint {
+        Checkpoint::open(&self.path).unwrap_or_else(|e| panic!("{}: {e}", self.path.display()))
+    }
+
+    pub fn load(&self, options: EngineOptions) -> Engine {
+        Engine::load(&self.open(), options).unwrap_or_else(|e| panic!("{}: {e}", self.path.display()))
+    }
+}
+
+/// Everything resident, caches in f32: the settings of the golden tests.
+pub fn exact() -> EngineOptions {
+    EngineOptions {
+        bank: BankSize::All,
+        cache_type: CacheType::F32,
+        context: Some(128),
+        threads: Some(2),
+        ubatch: 32,
+        ..EngineOptions::default()
+    }
+}
+
+/// `[position][vocab]`.
+pub type Logits = Vec<Vec<f32>>;
+
+/// Runs `tokens` in calls of `chunks` tokens (the last one repeats until they are used up) on a fresh sequence.
+pub fn run(engine: &mut Engine, tokens: &[u32], chunks: &[usize]) -> Logits {
+    let mut sequence = engine.new_sequence().expect("a free sequence");
+    let mut logits = Vec::new();
+    for chunk in split(tokens, chunks) {
+        logits.extend(step(engine, &mut sequence, chunk));
+    }
+    logits
+}
+
+/// One call, every position's logits.
+pub fn step(engine: &mut Engine, sequence: &mut Sequence, tokens: &[u32]) -> Logits {
+    let (start, mut logits) = (sequence.len(), Vec::new());
+    engine
+        .forward(sequence, tokens, Want::All, &mut |position, row| {
+            assert_eq!(position, start + logits.len(), "positions come in order");
+            logits.push(row.to_vec());
+        })
+        .unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(logits.len(), tokens.len());
+    logits
+}
+
+fn split<'a>(tokens: &'a [u32], chunks: &[usize]) -> Vec<&'a [u32]> {
+    let (mut rest, mut parts, mut i) = (tokens, Vec::new(), 0);
+    while !rest.is_empty() {
+        let n = chunks[i.min(chunks.len() - 1)].min(rest.len());
+        let (part, tail) = rest.split_at(n);
+        (rest, i) = (tail, i + 1);
+        parts.push(part);
+    }
+    parts
+}
+
+/// Selected positions, expert ids and their weights, per layer and position.
+#[derive(Debug, Default, PartialEq)]
+pub struct Choices {
+    pub selections: BTreeMap<u32, Vec<Vec<u32>>>,
+    pub experts: BTreeMap<u32, Vec<Vec<u32>>>,
+    pub weights: BTreeMap<u32, Vec<Vec<f32>>>,
+}
+
+#[derive(Clone, Default)]
+struct Shared(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Shared {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().expect("no panic while locked").extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// As [`run`], with what the dump facility recorded.
+pub fn run_dumped(engine: &mut Engine, tokens: &[u32], chunks: &[usize]) -> (Logits, Choices) {
+    let out = Shared::default();
+    engine.set_dump(Some(Dump::new(Box::new(out.clone()))));
+    let logits = run(engine, tokens, chunks);
+    engine.set_dump(None).expect("the recorder").finish().expect("memory takes every line");
+    let bytes = out.0.lock().expect("no panic while locked").clone();
+    let mut choices = Choices::default();
+    for line in bytes.split(|b| *b == b'\n').filter(|line| !line.is_empty()) {
+        let record: serde_json::Value = serde_json::from_slice(line).expect("a JSON line");
+        let layer = record["layer"].as_u64().expect("a layer") as u32;
+        let position = record["position"].as_u64().expect("a position") as usize;
+        if !record["selected"].is_null() {
+            put(&mut choices.selections, layer, position, ids(&record["selected"]));
+        } else {
+            put(&mut choices.experts, layer, position, ids(&record["experts"]));
+            let weights = record["weights"].as_array().expect("weights");
+            let weights = weights.iter().map(|w| w.as_f64().expect("a number") as f32).collect();
+            put(&mut choices.weights, layer, position, weights);
+        }
+    }
+    (logits, choices)
+}
+
+fn put<T>(map: &mut BTreeMap<u32, Vec<T>>, layer: u32, position: usize, value: T) {
+    let rows = map.entry(layer).or_default();
+    assert_eq!(rows.len(), position, "layer {layer}: one record per position, in order");
+    rows.push(value);
+}
+
+fn ids(list: &serde_json::Value) -> Vec<u32> {
+    list.as_array().expect("ids").iter().map(|id| id.as_u64().expect("an id") as u32).collect()
+}
+
+/// The largest difference between two sets of logits.
+pub fn difference(ours: &Logits, theirs: &Logits) -> f64 {
+    assert_eq!(ours.len(), theirs.len());
+    let pairs = ours.iter().flatten().zip(theirs.iter().flatten());
+    pairs.map(|(a, b)| (f64::from(*a) - f64::from(*b)).abs()).fold(0.0, worst)
+}
+
+/// The same against the f64 reference.
+pub fn difference_to(ours: &Logits, reference: &Outcome) -> f64 {
+    assert_eq!(ours.len(), reference.logits.len());
+    let pairs = ours.iter().flatten().zip(reference.logits.iter().flatten());
+    pairs.map(|(a, b)| (f64::from(*a) - b).abs()).fold(0.0, worst)
+}
+
+/// A NaN is worse than anything.
+fn worst(a: f64, b: f64) -> f64 {
+    if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(b) }
+}
+
+/// Equal to the last bit.
+#[track_caller]
+pub fn assert_same_bits(ours: &Logits, theirs: &Logits, what: &str) {
+    assert_eq!(ours.len(), theirs.len(), "{what}");
+    for (position, (a, b)) in ours.iter().zip(theirs).enumerate() {
+        let first = a.iter().zip(b).position(|(a, b)| a.to_bits() != b.to_bits());
+        if let Some(token) = first {
+            panic!("{what}: position {position}, token {token}: {} is not {}", a[token], b[token]);
+        }
+    }
+}
