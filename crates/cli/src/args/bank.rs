@@ -1,0 +1,123 @@
+//! How a model is loaded and how its experts are streamed: the flags behind [`EngineOptions`].
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use engine::{AttentionMode, BankSize, CacheType, EngineOptions, ReaderChoice};
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Loading and streaming")]
+pub(crate) struct BankArgs {
+    /// Resident experts: a size over all layers (8GiB, 512MiB), slots per layer (64), `auto` or `all`
+    #[arg(long, value_name = "SIZE|N|auto|all", default_value = "auto", value_parser = parse_bank, alias = "moe-slot-bank")]
+    pub(crate) bank: BankSize,
+    /// Prompt tokens per forward pass
+    #[arg(long, value_name = "N", default_value_t = EngineOptions::default().ubatch, value_parser = positive(), alias = "ubatch-size")]
+    ubatch: u32,
+    /// Positions to keep [default: the smaller of the model's context and 8192]
+    #[arg(short, long = "ctx", value_name = "N", value_parser = positive(), alias = "ctx-size", alias = "context")]
+    context: Option<u32>,
+    /// Element type of the attention cache
+    #[arg(long, value_enum, value_name = "TYPE", default_value_t = CacheChoice::F16)]
+    cache_type: CacheChoice,
+    /// Compute threads [default: the cores this process may use]
+    #[arg(short, long, value_name = "N", value_parser = positive())]
+    threads: Option<u32>,
+    /// Experts per token, when fewer than the model's own number are wanted
+    #[arg(long, value_name = "N", value_parser = positive())]
+    moe_topk: Option<u32>,
+    /// Positions a token may attend to: picked by the model's indexer, all, or only the most recent
+    #[arg(long, value_enum, value_name = "MODE", default_value_t = AttentionChoice::Sparse)]
+    attention: AttentionChoice,
+    /// Epsilon of the latent norms: 1e-6 as in transformers, 1e-5 as in llama.cpp
+    #[arg(long, value_name = "EPS", default_value = "1e-6", value_parser = parse_epsilon)]
+    latent_eps: f32,
+    /// Diagnostic: leave the routed experts out
+    #[arg(long, alias = "moe-shared-only")]
+    shared_only: bool,
+    /// How expert bytes are read: past the page cache, through it, or whichever works
+    #[arg(long, value_enum, value_name = "HOW", default_value_t = ReaderArg::Auto)]
+    reader: ReaderArg,
+    /// Write one JSON line per routed layer call: which experts, which slots
+    #[arg(long, value_name = "FILE", alias = "moe-trace")]
+    trace: Option<PathBuf>,
+    /// Write the selected positions and expert ids of each layer and token as JSON
+    #[arg(long, value_name = "FILE")]
+    pub(crate) dump: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum CacheChoice {
+    F32,
+    F16,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum AttentionChoice {
+    Sparse,
+    Dense,
+    Recent,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum ReaderArg {
+    Auto,
+    Direct,
+    Buffered,
+}
+
+impl BankArgs {
+    /// The one place where flags become engine options.
+    pub(crate) fn options(&self) -> EngineOptions {
+        EngineOptions {
+            bank: self.bank,
+            ubatch: self.ubatch,
+            context: self.context,
+            cache_type: match self.cache_type {
+                CacheChoice::F32 => CacheType::F32,
+                CacheChoice::F16 => CacheType::F16,
+            },
+            threads: self.threads,
+            moe_topk: self.moe_topk,
+            attention: match self.attention {
+                AttentionChoice::Sparse => AttentionMode::Sparse,
+                AttentionChoice::Dense => AttentionMode::Dense,
+                AttentionChoice::Recent => AttentionMode::Recent,
+            },
+            latent_eps: self.latent_eps,
+            shared_only: self.shared_only,
+            trace: self.trace.clone(),
+            reader: match self.reader {
+                ReaderArg::Auto => ReaderChoice::Auto,
+                ReaderArg::Direct => ReaderChoice::Direct,
+                ReaderArg::Buffered => ReaderChoice::Buffered,
+            },
+            ..EngineOptions::default()
+        }
+    }
+
+    /// As typed, for reports.
+    pub(crate) fn attention_name(&self) -> &'static str {
+        match self.attention {
+            AttentionChoice::Sparse => "sparse",
+            AttentionChoice::Dense => "dense",
+            AttentionChoice::Recent => "recent",
+        }
+    }
+}
+
+fn positive() -> clap::builder::RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(1..)
+}
+
+fn parse_epsilon(text: &str) -> Result<f32, String> {
+    match text.parse::<f32>() {
+        Ok(eps) if eps > 0.0 && eps < 0.1 => Ok(eps),
+        Ok(_) => Err("expected a small positive number such as 1e-6".into()),
+        Err(e) => Err(e.to_string()),
+    }
+}
+
+fn parse_bank(text: &str) -> Result<BankSize, String> {
+    text.parse::<BankSize>().map_err(|error| error.to_string())
+}

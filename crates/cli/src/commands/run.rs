@@ -1,0 +1,216 @@
+//! `slotbank run`: continue a text. The text goes to stdout as it comes, everything else to stderr.
+
+use std::io::{IsTerminal, Read, Write};
+use std::process::ExitCode;
+use std::sync::atomic::Ordering;
+
+use engine::{Finish, GenerateOptions, Generation};
+use files::Class;
+use text::Specials;
+
+use crate::args::{BankArgs, ModelArgs, SamplingArgs};
+use crate::interrupt::Generating;
+use crate::session::{self, Session};
+use crate::ui::error::{Failure, Report};
+use crate::ui::stats::{RunStats, finish_note};
+use crate::ui::{self, Paint};
+
+/// Continue a text
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "The continuation alone goes to standard output; the memory plan and the figures go to standard error."
+)]
+pub(crate) struct Args {
+    /// Text to continue; `-`, or nothing with piped input, reads it from standard input
+    prompt: Option<String>,
+    /// llama.cpp's way to give the prompt
+    #[arg(short, long = "prompt", hide = true, conflicts_with = "prompt")]
+    prompt_flag: Option<String>,
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    #[command(flatten)]
+    bank: BankArgs,
+    /// Print one JSON object with text, tokens and figures at the end instead of streaming
+    #[arg(long, help_heading = "Output")]
+    json: bool,
+    /// Neither the memory plan nor the figures
+    #[arg(short, long, help_heading = "Output")]
+    quiet: bool,
+    /// No figures at the end
+    #[arg(long, help_heading = "Output")]
+    no_stats: bool,
+}
+
+#[derive(serde::Serialize)]
+struct Output<'a> {
+    model: &'a str,
+    prompt: &'a str,
+    text: String,
+    tokens: &'a [u32],
+    finish: Finish,
+    seed: u64,
+    stats: &'a RunStats,
+}
+
+pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
+    let prompt = prompt(args)?;
+    let model = session::open(args.model.path(), args.model.sidecar.as_deref())?;
+    let mut session = session::load(&model, &args.bank, args.quiet)?;
+    let tokenizer = tokenizer(&session)?;
+    let tokens = tokenizer.encode(&prompt, Specials::Parse)?;
+    if !args.quiet && !args.json && std::io::stdout().is_terminal() {
+        // The continuation reads on from the prompt, yet stdout holds the continuation alone.
+        let _ = write!(std::io::stderr(), "\n{}", Paint::Dim.on(&prompt));
+    }
+    let options = GenerateOptions {
+        max_tokens: Some(args.sampling.max_tokens as usize),
+        sampling: args.sampling.options(),
+        ignore_eos: args.sampling.ignore_eos,
+    };
+    let mut sequence = session.engine.new_sequence()?;
+    let mut printer = Printer::new(&tokenizer, !args.json);
+    let generation = generate(&mut session, &mut sequence, &tokens, &options, &mut printer)?;
+    // The trace is worth having even when nobody reads the text any more.
+    let printed = printer.finish();
+    let mut stats = describe(&session);
+    session.finish()?;
+    let (text, emitted) = printed?;
+    stats.add(&generation, emitted);
+    stats.set_experts(session.counters());
+    if args.json {
+        let (tokens, finish) = (&generation.tokens[..], generation.finish);
+        let (model, prompt, seed) = (&model.name[..], &prompt[..], args.sampling.seed);
+        ui::print_json(&Output { model, prompt, text, tokens, finish, seed, stats: &stats })?;
+    }
+    if let Some(note) = finish_note(generation.finish, session.engine.model().context) {
+        ui::note(note);
+    }
+    if !args.quiet && !args.no_stats {
+        ui::note(stats.render());
+    }
+    Ok(match generation.finish {
+        Finish::Interrupted => ExitCode::from(Class::Interrupted.exit_code()),
+        _ => ExitCode::SUCCESS,
+    })
+}
+
+/// From the argument, or all of stdin without its last line end.
+fn prompt(args: &Args) -> Result<String, Failure> {
+    let given = args.prompt.as_deref().or(args.prompt_flag.as_deref());
+    let text = match given {
+        Some(text) if text != "-" => text.to_owned(),
+        None if std::io::stdin().is_terminal() => {
+            return Err(Failure::usage("there is no prompt", "slotbank run \"Once upon a time\""));
+        }
+        _ => {
+            let mut bytes = Vec::new();
+            std::io::stdin()
+                .read_to_end(&mut bytes)
+                .map_err(|e| Report::new(Class::Io, "cannot read standard input").why(e.to_string()))?;
+            let mut text = String::from_utf8(bytes).map_err(|e| {
+                Report::new(Class::Usage, "the prompt on standard input is not utf-8").why(e.to_string())
+            })?;
+            if text.ends_with('\n') {
+                text.pop();
+            }
+            if text.ends_with('\r') {
+                text.pop();
+            }
+            text
+        }
+    };
+    if text.is_empty() {
+        return Err(Failure::usage("the prompt is empty", "slotbank run \"Once upon a time\""));
+    }
+    Ok(text)
+}
+
+/// Models without a vocabulary can be computed with, but not talked to.
+pub(crate) fn tokenizer(session: &Session) -> Result<std::sync::Arc<text::Tokenizer>, Failure> {
+    session.engine.tokenizer().cloned().ok_or_else(|| {
+        Report::new(
+            Class::Unsupported,
+            "this model carries no tokenizer, so it can neither read nor write text",
+        )
+        .hint("`slotbank logits MODEL --tokens …` runs token ids")
+        .into()
+    })
+}
+
+/// The parts of the figures that do not depend on what was generated.
+pub(crate) fn describe(session: &Session) -> RunStats {
+    let stats = session.engine.stats();
+    RunStats { reader: stats.reader, backend: stats.backend, ..RunStats::default() }
+}
+
+/// One generation that Ctrl-C or a closed stdout can stop.
+pub(crate) fn generate(
+    session: &mut Session,
+    sequence: &mut engine::Sequence,
+    prompt: &[u32],
+    options: &GenerateOptions,
+    printer: &mut Printer,
+) -> Result<Generation, Failure> {
+    let generating = Generating::begin();
+    let stop = generating.stop_flag();
+    let generation = session.engine.generate(sequence, prompt, options, stop, &mut |token| {
+        if printer.push(token).is_err() {
+            stop.store(true, Ordering::Relaxed);
+        }
+    })?;
+    Ok(generation)
+}
+
+/// Turns tokens into text on stdout, complete characters only, each as soon as it is known.
+pub(crate) struct Printer {
+    detokenizer: text::Detokenizer,
+    stream: bool,
+    text: String,
+    emitted: u64,
+    failed: Option<std::io::Error>,
+}
+
+impl Printer {
+    pub(crate) fn new(tokenizer: &std::sync::Arc<text::Tokenizer>, stream: bool) -> Self {
+        Self {
+            detokenizer: text::Detokenizer::new(tokenizer.clone()),
+            stream,
+            text: String::new(),
+            emitted: 0,
+            failed: None,
+        }
+    }
+
+    /// Fails once stdout cannot be written.
+    pub(crate) fn push(&mut self, token: u32) -> Result<(), ()> {
+        self.emitted += 1;
+        let piece = self.detokenizer.push(token);
+        self.text.push_str(piece);
+        if self.stream && self.failed.is_none() && !piece.is_empty() {
+            self.failed = write_now(piece).err();
+        }
+        if self.failed.is_some() { Err(()) } else { Ok(()) }
+    }
+
+    /// The whole text and the number of tokens behind it; ends the line on stdout.
+    pub(crate) fn finish(mut self) -> Result<(String, u64), Failure> {
+        let rest = self.detokenizer.finish();
+        self.text.push_str(rest);
+        if self.stream && self.failed.is_none() {
+            let end = if self.text.ends_with('\n') { "" } else { "\n" };
+            self.failed = write_now(&format!("{rest}{end}")).err();
+        }
+        match self.failed {
+            None => Ok((self.text, self.emitted)),
+            Some(error) => Err(Failure::stdout(error)),
+        }
+    }
+}
+
+fn write_now(text: &str) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()
+}

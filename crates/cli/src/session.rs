@@ -1,0 +1,96 @@
+//! From flags to a loaded engine, the same way for every command: open, plan, show the plan, load; and the files that a
+//! run leaves behind closed properly at its end.
+
+use std::fs::File;
+use std::io::BufWriter;
+use std::path::{Path, PathBuf};
+
+use engine::{Dump, Engine, MemoryPlan};
+use files::Checkpoint;
+
+use crate::args::BankArgs;
+use crate::ui::error::Failure;
+use crate::{demo, ui};
+
+/// An opened checkpoint and what to call it.
+pub(crate) struct Model {
+    pub(crate) checkpoint: Checkpoint,
+    pub(crate) name: String,
+}
+
+/// Where the checkpoint lies and what to call it; without a path it is the demo, unpacked if need be.
+pub(crate) fn locate(path: Option<&Path>) -> Result<(PathBuf, String), Failure> {
+    if let Some(path) = path {
+        return Ok((path.to_owned(), display_name(path)));
+    }
+    let demo = demo::ensure()?;
+    if let Some(reason) = &demo.fallback {
+        ui::note(format!("note: the demo lies in {} ({reason})", demo.path.display()));
+    }
+    Ok((demo.path, "demo".to_owned()))
+}
+
+/// Opens `path`, or the demo.
+pub(crate) fn open(path: Option<&Path>, sidecar: Option<&Path>) -> Result<Model, Failure> {
+    let (path, name) = locate(path)?;
+    let options = files::OpenOptions { sidecar: sidecar.map(Path::to_owned), ..Default::default() };
+    Ok(Model { checkpoint: Checkpoint::open_with(&path, &options)?, name })
+}
+
+/// The last component, which is what people call a model.
+fn display_name(path: &Path) -> String {
+    path.canonicalize()
+        .ok()
+        .and_then(|path| path.file_name().map(|name| name.to_string_lossy().into_owned()))
+        .unwrap_or_else(|| path.display().to_string())
+}
+
+/// A loaded engine with what has to be closed when it is done.
+pub(crate) struct Session {
+    pub(crate) engine: Engine,
+    dump: Option<PathBuf>,
+    /// What loading itself read (preloading); a report of the run leaves it out.
+    pub(crate) at_load: experts::Counters,
+}
+
+/// Plans, shows the plan, loads.
+pub(crate) fn load(model: &Model, args: &BankArgs, quiet: bool) -> Result<Session, Failure> {
+    let options = args.options();
+    let plan: MemoryPlan = Engine::plan(&model.checkpoint, &options)?;
+    if !quiet {
+        ui::note(ui::plan::render(&model.name, &plan));
+    }
+    let dump = match &args.dump {
+        None => None,
+        Some(path) => {
+            let file = File::create(path).map_err(|e| Failure::file("cannot write the dump", path, &e))?;
+            Some(Dump::new(Box::new(BufWriter::new(file))))
+        }
+    };
+    let mut engine = Engine::load(&model.checkpoint, options)?;
+    engine.set_dump(dump);
+    let at_load = engine.bank_stats().map(experts::Stats::total).unwrap_or_default();
+    Ok(Session { engine, dump: args.dump.clone(), at_load })
+}
+
+impl Session {
+    /// What the bank did since the load.
+    pub(crate) fn counters(&self) -> Option<experts::Counters> {
+        self.engine.bank_stats().map(|stats| {
+            let mut counters = stats.total();
+            counters.bytes_read -= self.at_load.bytes_read;
+            counters.reads -= self.at_load.reads;
+            counters.stall_ns -= self.at_load.stall_ns;
+            counters
+        })
+    }
+
+    /// Flushes trace and dump; a trace that could not be written is an error, not a surprise later.
+    pub(crate) fn finish(&mut self) -> Result<(), Failure> {
+        self.engine.finish_trace()?;
+        if let (Some(dump), Some(path)) = (self.engine.set_dump(None), &self.dump) {
+            dump.finish().map_err(|e| Failure::file("cannot write the dump", path, &e))?;
+        }
+        Ok(())
+    }
+}

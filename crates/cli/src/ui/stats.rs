@@ -1,0 +1,94 @@
+//! What a generation cost: speed, hits, bytes, and the time spent waiting for the disk.
+
+use engine::{Finish, Generation};
+use experts::Counters;
+use serde::Serialize;
+
+use super::table::{Align, Table};
+use super::{Paint, units};
+
+/// The numbers of one or more generations, for people and as JSON.
+#[derive(Debug, Clone, Default, Serialize)]
+pub(crate) struct RunStats {
+    pub(crate) prompt_tokens: u64,
+    pub(crate) prompt_ns: u64,
+    /// Tokens handed out, end token not counted.
+    pub(crate) generated_tokens: u64,
+    /// Forward passes behind `decode_ns`; the first token of each generation comes with the prompt.
+    pub(crate) decode_passes: u64,
+    pub(crate) decode_ns: u64,
+    /// Absent when the routed experts are left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) experts: Option<ExpertStats>,
+    pub(crate) reader: String,
+    pub(crate) backend: String,
+}
+
+/// What the bank did for them.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct ExpertStats {
+    pub(crate) hit_rate: f64,
+    pub(crate) hits: u64,
+    pub(crate) misses: u64,
+    pub(crate) bytes_read: u64,
+    pub(crate) bytes_read_per_token: f64,
+    pub(crate) stall_ns: u64,
+}
+
+impl RunStats {
+    /// Adds one generation of which `emitted` tokens were shown.
+    pub(crate) fn add(&mut self, generation: &Generation, emitted: u64) {
+        self.prompt_tokens += generation.prompt_tokens as u64;
+        self.prompt_ns += generation.prompt_ns;
+        self.generated_tokens += emitted;
+        self.decode_passes += generation.decode_passes as u64;
+        self.decode_ns += generation.decode_ns;
+    }
+
+    /// Takes the bank's counters since the load.
+    pub(crate) fn set_experts(&mut self, counters: Option<Counters>) {
+        let passes = self.prompt_tokens + self.decode_passes;
+        self.experts = counters.map(|c| ExpertStats {
+            hit_rate: c.hit_rate(),
+            hits: c.hits,
+            misses: c.misses,
+            bytes_read: c.bytes_read,
+            bytes_read_per_token: if passes == 0 { 0.0 } else { c.bytes_read as f64 / passes as f64 },
+            stall_ns: c.stall_ns,
+        });
+    }
+
+    pub(crate) fn render(&self) -> String {
+        let mut table = Table::new(&[Align::Left, Align::Left]);
+        let speed = |tokens, passes, ns| {
+            format!("{tokens} tokens in {}, {} tokens/s", units::seconds(ns), units::rate(passes, ns))
+        };
+        table.row(["prompt".to_owned(), speed(self.prompt_tokens, self.prompt_tokens, self.prompt_ns)]);
+        table
+            .row(["generation".to_owned(), speed(self.generated_tokens, self.decode_passes, self.decode_ns)]);
+        if let Some(experts) = &self.experts {
+            table.row([
+                "experts".to_owned(),
+                format!(
+                    "hit rate {}, {} read ({} per token), {} stalled on reads",
+                    units::percent(experts.hit_rate),
+                    units::bytes(experts.bytes_read),
+                    units::bytes(experts.bytes_read_per_token as u64),
+                    units::seconds(experts.stall_ns),
+                ),
+            ]);
+            table.row(["reader", &self.reader]);
+        }
+        table.row(["backend", &self.backend]);
+        Paint::Dim.on(&table.render("  "))
+    }
+}
+
+/// Why it ended, where that is not simply the length asked for.
+pub(crate) fn finish_note(finish: Finish, context: u32) -> Option<String> {
+    match finish {
+        Finish::Stop | Finish::Length => None,
+        Finish::Context => Some(format!("note: the context of {context} positions is full; `-c` raises it")),
+        Finish::Interrupted => Some("interrupted".into()),
+    }
+}

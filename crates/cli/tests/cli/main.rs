@@ -1,0 +1,12 @@
+//! The binary as a user meets it: arguments in, text, files and exit codes out.
+
+mod chat;
+mod demo;
+mod errors;
+mod eval;
+mod help;
+mod interrupt;
+mod logits;
+mod run;
+mod sidecar;
+mod support;
