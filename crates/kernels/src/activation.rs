@@ -49,6 +49,21 @@ impl Activation {
         }
     }
 
+    /// Writes consecutive rows of `n` elements in this form, one after the other.
+    ///
+    /// # Panics
+    /// `x` is not whole rows of whole blocks, or `out` is not exactly their rows.
+    pub fn quantize_rows(self, x: &[f32], n: usize, out: &mut [u8]) {
+        let row_bytes = self.row_bytes(n);
+        assert!(
+            x.len().is_multiple_of(n.max(1)) && out.len() == x.len() / n.max(1) * row_bytes,
+            "activation rows length"
+        );
+        if n > 0 {
+            x.chunks_exact(n).zip(out.chunks_exact_mut(row_bytes)).for_each(|(x, out)| self.quantize(x, out));
+        }
+    }
+
     /// Writes the row `x` in this form.
     ///
     /// # Panics
@@ -64,7 +79,7 @@ impl Activation {
             Isa::Avx512 | Isa::Avx2 => return unsafe { quantize_avx2(self, x, out) },
             Isa::Scalar | Isa::Neon => {}
         }
-        quantize_rows(self, x, out);
+        quantize_row(self, x, out);
     }
 }
 
@@ -72,11 +87,11 @@ impl Activation {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
 fn quantize_avx2(form: Activation, x: &[f32], out: &mut [u8]) {
-    quantize_rows(form, x, out);
+    quantize_row(form, x, out);
 }
 
 #[inline(always)]
-fn quantize_rows(form: Activation, x: &[f32], out: &mut [u8]) {
+fn quantize_row(form: Activation, x: &[f32], out: &mut [u8]) {
     let n = x.len();
     let (quants, rest) = out.split_at_mut(n);
     if form == Activation::Q8_0 {
@@ -209,7 +224,7 @@ mod tests {
                 let x = floats(768, seed);
                 let (mut a, mut b) = (vec![0; form.row_bytes(768)], vec![1; form.row_bytes(768)]);
                 form.quantize(&x, &mut a);
-                quantize_rows(form, &x, &mut b);
+                quantize_row(form, &x, &mut b);
                 assert_eq!(a, b);
             }
         }

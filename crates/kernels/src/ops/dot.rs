@@ -46,14 +46,18 @@ pub(super) fn sum_body(x: &[f32], map: impl Fn(f32) -> f32) -> f32 {
     reduce(lanes)
 }
 
-vectorized! {
-    /// `Σ a·b`.
-    ///
-    /// # Panics
-    /// The lengths differ.
-    pub fn dot(a: &[f32], b: &[f32]) -> f32 {
-        dot_body(a, b, |b| b)
+/// `Σ a·b`.
+///
+/// # Panics
+/// The lengths differ.
+pub fn dot(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len(), "lengths of a dot product");
+    #[cfg(target_arch = "x86_64")]
+    if matches!(crate::Isa::current(), crate::Isa::Avx2 | crate::Isa::Avx512) {
+        // SAFETY: Isa::current only names an instruction set that this processor has.
+        return unsafe { super::x86::dot(a, b) };
     }
+    dot_body(a, b, |b| b)
 }
 
 vectorized! {

@@ -64,10 +64,18 @@ macro_rules! kernel {
             let (x_fours, x_rest) = row.q.as_chunks::<32>().0.as_chunks::<4>();
             let mut sum = 0.0;
             for (i, (w, x)) in fours.iter().zip(x_fours).enumerate() {
+                // Spelled out: `array::map` would leave this function's instruction set.
                 // SAFETY: this function has at least the features of these.
                 let (p, u) = unsafe {
-                    let p = [0, 1, 2, 3].map(|b| $products::<B, N>(&w[b], &x[b]));
-                    (p, [0, 1, 2, 3].map(|b| B::units(&w[b])))
+                    (
+                        [
+                            $products::<B, N>(&w[0], &x[0]),
+                            $products::<B, N>(&w[1], &x[1]),
+                            $products::<B, N>(&w[2], &x[2]),
+                            $products::<B, N>(&w[3], &x[3]),
+                        ],
+                        [B::units(&w[0]), B::units(&w[1]), B::units(&w[2]), B::units(&w[3])],
+                    )
                 };
                 let p = _mm256_hadd_epi32(_mm256_hadd_epi32(p[0], p[1]), _mm256_hadd_epi32(p[2], p[3]));
                 let mut p = _mm_add_epi32(_mm256_castsi256_si128(p), _mm256_extracti128_si256::<1>(p));
