@@ -1,0 +1,141 @@
+//! Inspection: the numbers of a toy, computed here once more by hand.
+
+mod common;
+
+use common::{EMBD, EXPERTS, FF, Toy};
+use slotbank_files::extract::{Options, extract};
+use slotbank_files::inspect::{Inspection, inspect};
+use slotbank_files::manifest::Layout;
+use slotbank_files::{Checkpoint, Family, GgmlType, OpenOptions};
+
+fn open(path: &std::path::Path) -> Checkpoint {
+    Checkpoint::open_with(path, &OpenOptions { allow_incomplete: true, ..OpenOptions::default() }).unwrap()
+}
+
+fn inspected(toy: &Toy) -> Inspection {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("toy.gguf");
+    toy.write(&path);
+    inspect(&open(&path)).unwrap()
+}
+
+#[test]
+fn a_toy_in_numbers() {
+    let toy = Toy::default();
+    let it = inspected(&toy);
+    assert_eq!((it.architecture.as_str(), it.source, it.name.as_deref()), ("glm-dsa", "gguf", Some("toy")));
+    assert_eq!((it.geometry.expert_count, it.geometry.expert_used_count), (Some(5), Some(2)));
+    assert_eq!(it.geometry.expert_feed_forward_length, [256]);
+    assert_eq!(it.geometry.vocabulary, Some(3));
+    assert_eq!(it.mtp_layers, [3]);
+    assert_eq!(it.missing, Vec::<String>::new());
+    let tokenizer = it.tokenizer.unwrap();
+    assert_eq!((tokenizer.model.as_str(), tokenizer.pre.as_deref(), tokenizer.tokens), ("gpt2", Some("glm4"), Some(3)));
+    assert!(it.chat_template);
+
+    let matrix = EMBD * FF;
+    assert_eq!(it.parameters.experts, 3 * 3 * matrix * EXPERTS);
+    assert_eq!(it.parameters.total, it.parameters.dense + it.parameters.experts);
+    let mtp_dense: u64 =
+        toy.tensors.iter().filter(|s| s.name.starts_with("blk.3.") && !s.is_expert()).map(|s| s.shape.iter().product::<u64>()).sum();
+    assert_eq!(it.parameters.active, Some(it.parameters.dense - mtp_dense + 2 * 3 * matrix * 2));
+
+    let experts = it.experts.unwrap();
+    // Bytes of one 256 x 256 matrix.
+    let size = |ty: GgmlType| ty.tensor_bytes(&[EMBD, FF]).unwrap();
+    let one = size(GgmlType::IQ1_M) + size(GgmlType::IQ2_XXS) + size(GgmlType::IQ3_XXS);
+    let two = 2 * size(GgmlType::Q2_K) + size(GgmlType::Q3_K);
+    let three = 3 * size(GgmlType::IQ1_M);
+    assert_eq!((experts.layout, experts.layers.as_slice()), ("in place", &[1, 2, 3][..]));
+    assert_eq!((experts.expert_bytes.min, experts.expert_bytes.max), (three, two));
+    assert_eq!(experts.expert_bytes.mean, (one + two + three) / 3);
+    assert_eq!(experts.slot_bytes_all_layers, one + two, "the prediction layer has no slots");
+    assert_eq!(experts.cold_bytes_per_token, Some(2 * (one + two)));
+    assert_eq!(experts.bytes, EXPERTS * (one + two + three));
+    let up = experts.families.iter().find(|line| line.family == Family::Up).unwrap();
+    assert_eq!((up.tensors, up.types.len()), (3, 3));
+    assert_eq!((up.expert_bytes.min, up.expert_bytes.max), (size(GgmlType::IQ1_M), size(GgmlType::Q2_K)));
+    assert_eq!(experts.families.iter().map(|line| line.bytes).sum::<u64>(), experts.bytes);
+    let dense_bytes: u64 = toy.tensors.iter().filter(|s| !s.is_expert()).map(|s| s.bytes().len() as u64).sum();
+    assert_eq!(it.dense_bytes, dense_bytes);
+    assert_eq!(it.dense.iter().map(|line| line.tensors).sum::<u64>() as usize, toy.tensors.len() - 9);
+}
+
+#[test]
+fn alignment_is_counted_slice_by_slice() {
+    let dir = tempfile::tempdir().unwrap();
+    let toy = Toy::default();
+    toy.write(&dir.path().join("toy.gguf"));
+    let src = open(&dir.path().join("toy.gguf"));
+    for layout in [Layout::LayerMajor, Layout::ExpertMajor] {
+        let out = dir.path().join(layout.name());
+        extract(&src, &out, &Options { layout, dense: true, ..Options::default() }, &mut |_| ()).unwrap();
+        let checkpoint = Checkpoint::open(&out).unwrap();
+        let mut aligned = 0u64;
+        for tensor in checkpoint.experts() {
+            for expert in 0..u32::try_from(tensor.n_expert()).unwrap() {
+                let extent = tensor.extent(expert);
+                aligned += u64::from(extent.offset % 4096 == 0 && extent.len % 4096 == 0);
+            }
+        }
+        let experts = inspect(&checkpoint).unwrap().experts.unwrap();
+        assert_eq!((experts.layout, experts.slices), (layout.name(), 45));
+        assert_eq!((experts.aligned_share * 45.0).round() as u64, aligned);
+    }
+}
+
+#[test]
+fn what_is_missing_is_listed_completely() {
+    let mut toy = Toy::default();
+    let gone = [
+        "blk.2.ffn_up_exps.weight",
+        "blk.2.indexer.attn_k.weight",
+        "blk.0.ffn_down.weight",
+        "blk.1.exp_probs_b.bias",
+        "output_norm.weight",
+    ];
+    toy.tensors.retain(|spec| !gone.contains(&spec.name.as_str()));
+    let mut missing = inspected(&toy).missing;
+    missing.sort();
+    let mut expected = gone.to_vec();
+    expected.sort_unstable();
+    assert_eq!(missing, expected);
+}
+
+#[test]
+fn without_a_list_of_types_full_layers_follow_the_context_length() {
+    let mut toy = Toy::default();
+    toy.metadata.retain(|key| !key.ends_with("indexer.types"));
+    let missing = inspected(&toy).missing;
+    assert_eq!(missing.len(), 5, "every layer is full, but layer 1 has no indexer: {missing:?}");
+    assert!(missing.iter().all(|name| name.starts_with("blk.1.indexer.")));
+    toy.metadata.insert("glm-dsa.context_length", 1_048_576u32);
+    assert_eq!(inspected(&toy).missing.len(), 5, "layers 0 and 1 are full in GLM-5.2");
+}
+
+#[test]
+fn a_dense_part_alone_lists_its_experts() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("dense.gguf");
+    Toy::default().write_dense(&path);
+    let it = inspect(&open(&path)).unwrap();
+    assert!(it.experts.is_none());
+    assert_eq!(it.missing.len(), 9);
+    assert!(it.missing.contains(&"blk.3.ffn_down_exps.weight".to_owned()));
+}
+
+#[test]
+fn a_bare_sidecar_is_described_from_its_manifest() {
+    let dir = tempfile::tempdir().unwrap();
+    Toy::default().write(&dir.path().join("toy.gguf"));
+    let out = dir.path().join("out");
+    extract(&open(&dir.path().join("toy.gguf")), &out, &Options::default(), &mut |_| ()).unwrap();
+    let it = inspect(&open(&out)).unwrap();
+    assert_eq!((it.source, it.architecture.as_str()), ("sidecar", "glm-dsa"));
+    assert_eq!(it.missing, ["the dense part of the model"]);
+    assert_eq!(it.geometry.block_count, Some(4));
+    assert_eq!(it.mtp_layers, [3]);
+    let json = serde_json::to_value(&it).unwrap();
+    assert_eq!(json["experts"]["families"][0]["family"], "ffn_gate_exps");
+    assert_eq!(json["experts"]["families"][0]["types"][0]["type"], "Q2_K");
+}
