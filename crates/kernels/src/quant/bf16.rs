@@ -47,13 +47,21 @@ impl x86::floats::X86Float<2> for Bf16 {
     #[target_feature(enable = "avx2,f16c")]
     unsafe fn load8(weights: *const u8) -> __m256 {
         // SAFETY: the caller's promise: eight weights are readable. The load needs no alignment.
-        unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(weights.cast())))) }
+        unsafe {
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(
+                weights.cast(),
+            ))))
+        }
     }
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
     unsafe fn load16(weights: *const u8) -> __m512 {
         // SAFETY: as above, sixteen.
-        unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(weights.cast())))) }
+        unsafe {
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(
+                weights.cast(),
+            ))))
+        }
     }
 }

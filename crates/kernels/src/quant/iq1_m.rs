@@ -13,9 +13,9 @@ use std::arch::x86_64::*;
 
 use super::block256::{self, Block256, u16_at};
 use super::grids;
-use crate::ops::widen;
 #[cfg(target_arch = "x86_64")]
 use super::x86;
+use crate::ops::widen;
 use crate::{Activation, Format};
 
 const BYTES: usize = 56;

@@ -10,7 +10,7 @@
 use std::arch::x86_64::*;
 
 use super::block32::half_at;
-use super::block256::{self, Block256, put8, apply_signs};
+use super::block256::{self, Block256, apply_signs, put8};
 use super::grids;
 #[cfg(target_arch = "x86_64")]
 use super::x86;
@@ -63,7 +63,9 @@ impl x86::block256::X86Block256<BYTES> for Iq2S {
     #[target_feature(enable = "avx2")]
     unsafe fn pairs(block: &[u8; BYTES], s: usize, x: __m256i) -> __m256i {
         let high = usize::from(block[66 + s]);
-        let g = x86::four_eights(|l| grids::IQ2_S[usize::from(block[2 + 4 * s + l]) | (high >> (2 * l) & 3) << 8]);
+        let g = x86::four_eights(|l| {
+            grids::IQ2_S[usize::from(block[2 + 4 * s + l]) | (high >> (2 * l) & 3) << 8]
+        });
         let minus = x86::four_eights(|l| grids::SIGNS[usize::from(block[34 + 4 * s + l])]);
         x86::masked_pairs(g, minus, x)
     }

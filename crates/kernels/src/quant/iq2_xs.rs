@@ -11,7 +11,7 @@
 use std::arch::x86_64::*;
 
 use super::block32::half_at;
-use super::block256::{self, Block256, put8, apply_signs, u16_at};
+use super::block256::{self, Block256, apply_signs, put8, u16_at};
 use super::grids;
 #[cfg(target_arch = "x86_64")]
 use super::x86;

@@ -11,7 +11,7 @@
 use std::arch::x86_64::*;
 
 use super::block32::half_at;
-use super::block256::{self, Block256, put8, apply_signs};
+use super::block256::{self, Block256, apply_signs, put8};
 use super::grids;
 #[cfg(target_arch = "x86_64")]
 use super::x86;
@@ -52,7 +52,8 @@ impl Block256<BYTES> for Iq3S {
     fn quants(block: &[u8; BYTES], q: &mut [i8; 256]) {
         for i in 0..32 {
             let high = usize::from(block[66 + i / 4] >> (2 * (i % 4)));
-            let four = |k: usize| u64::from(grids::IQ3_S[usize::from(block[2 + 2 * i + k]) | (high >> k & 1) << 8]);
+            let four =
+                |k: usize| u64::from(grids::IQ3_S[usize::from(block[2 + 2 * i + k]) | (high >> k & 1) << 8]);
             let minus = grids::SIGNS[usize::from(block[74 + i])];
             put8(q, i, apply_signs(four(0) | four(1) << 32, minus));
         }
@@ -65,7 +66,8 @@ impl x86::block256::X86Block256<BYTES> for Iq3S {
     #[target_feature(enable = "avx2")]
     unsafe fn pairs(block: &[u8; BYTES], s: usize, x: __m256i) -> __m256i {
         let high = usize::from(block[66 + s]);
-        let four = |k: usize| u64::from(grids::IQ3_S[usize::from(block[2 + 8 * s + k]) | (high >> k & 1) << 8]);
+        let four =
+            |k: usize| u64::from(grids::IQ3_S[usize::from(block[2 + 8 * s + k]) | (high >> k & 1) << 8]);
         let g = x86::four_eights(|l| four(2 * l) | four(2 * l + 1) << 32);
         let minus = x86::four_eights(|l| grids::SIGNS[usize::from(block[74 + 4 * s + l])]);
         x86::masked_pairs(g, minus, x)

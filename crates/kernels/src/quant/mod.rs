@@ -30,6 +30,7 @@ macro_rules! on_x86 {
     }};
 }
 
+// (rustfmt does not follow modules declared by a macro: format these files by name.)
 macro_rules! formats {
     ($($file:ident)*) => {
         $(mod $file;)*
