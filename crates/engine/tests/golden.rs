@@ -14,10 +14,16 @@ fn check(f: &Fixture, logits: &Logits, choices: &Choices, what: &str) {
         logits.iter().zip(&f.logits).map(|(a, b)| difference(&vec![a.clone()], &vec![b.clone()])).collect();
     assert_eq!(choices.selections, f.selections, "{what}: selected positions");
     assert_eq!(choices.experts, f.experts, "{what}: experts");
-    assert!(found <= bound, "{what}: logits differ by {found:e}, allowed {bound:e}; by position {positions:?}");
+    assert!(
+        found <= bound,
+        "{what}: logits differ by {found:e}, allowed {bound:e}; by position {positions:?}"
+    );
     for (layer, rows) in &f.expert_weights {
         for (ours, theirs) in choices.weights[layer].iter().flatten().zip(rows.iter().flatten()) {
-            assert!((ours - theirs).abs() <= 1e-5 * theirs.max(1.0), "{what}: layer {layer}: {ours} {theirs}");
+            assert!(
+                (ours - theirs).abs() <= 1e-5 * theirs.max(1.0),
+                "{what}: layer {layer}: {ours} {theirs}"
+            );
         }
     }
 }

@@ -6,37 +6,37 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
-use slotbank_engine::{BankSize, CacheType, Dump, Engine, EngineOptions, Sequence, Want};
 use files::Checkpoint;
+use slotbank_engine::{BankSize, CacheType, Dump, Engine, EngineOptions, Sequence, Want};
 use tempfile::TempDir;
 use toy::Toy;
 use toy::reference::Outcome;
 
 /// A checkpoint in a temporary folder that lives as long as this.
-pub struct OnDisk {
-    pub path: PathBuf,
-    pub dir: TempDir,
+pub(crate) struct OnDisk {
+    pub(crate) path: PathBuf,
+    pub(crate) dir: TempDir,
 }
 
 impl OnDisk {
-    pub fn gguf(toy: &Toy) -> Self {
+    pub(crate) fn gguf(toy: &Toy) -> Self {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let path = dir.path().join("toy.gguf");
         toy.write(&path);
         Self { path, dir }
     }
 
-    pub fn open(&self) -> Checkpoint {
+    pub(crate) fn open(&self) -> Checkpoint {
         Checkpoint::open(&self.path).unwrap_or_else(|e| panic!("{}: {e}", self.path.display()))
     }
 
-    pub fn load(&self, options: EngineOptions) -> Engine {
+    pub(crate) fn load(&self, options: EngineOptions) -> Engine {
         Engine::load(&self.open(), options).unwrap_or_else(|e| panic!("{}: {e}", self.path.display()))
     }
 }
 
 /// Everything resident, caches in f32: the settings of the golden tests.
-pub fn exact() -> EngineOptions {
+pub(crate) fn exact() -> EngineOptions {
     EngineOptions {
         bank: BankSize::All,
         cache_type: CacheType::F32,
@@ -48,10 +48,10 @@ pub fn exact() -> EngineOptions {
 }
 
 /// `[position][vocab]`.
-pub type Logits = Vec<Vec<f32>>;
+pub(crate) type Logits = Vec<Vec<f32>>;
 
 /// Runs `tokens` in calls of `chunks` tokens (the last one repeats until they are used up) on a fresh sequence.
-pub fn run(engine: &mut Engine, tokens: &[u32], chunks: &[usize]) -> Logits {
+pub(crate) fn run(engine: &mut Engine, tokens: &[u32], chunks: &[usize]) -> Logits {
     let mut sequence = engine.new_sequence().expect("a free sequence");
     let mut logits = Vec::new();
     for chunk in split(tokens, chunks) {
@@ -61,7 +61,7 @@ pub fn run(engine: &mut Engine, tokens: &[u32], chunks: &[usize]) -> Logits {
 }
 
 /// One call, every position's logits.
-pub fn step(engine: &mut Engine, sequence: &mut Sequence, tokens: &[u32]) -> Logits {
+pub(crate) fn step(engine: &mut Engine, sequence: &mut Sequence, tokens: &[u32]) -> Logits {
     let (start, mut logits) = (sequence.len(), Vec::new());
     engine
         .forward(sequence, tokens, Want::All, &mut |position, row| {
@@ -86,10 +86,10 @@ fn split<'a>(tokens: &'a [u32], chunks: &[usize]) -> Vec<&'a [u32]> {
 
 /// Selected positions, expert ids and their weights, per layer and position.
 #[derive(Debug, Default, PartialEq)]
-pub struct Choices {
-    pub selections: BTreeMap<u32, Vec<Vec<u32>>>,
-    pub experts: BTreeMap<u32, Vec<Vec<u32>>>,
-    pub weights: BTreeMap<u32, Vec<Vec<f32>>>,
+pub(crate) struct Choices {
+    pub(crate) selections: BTreeMap<u32, Vec<Vec<u32>>>,
+    pub(crate) experts: BTreeMap<u32, Vec<Vec<u32>>>,
+    pub(crate) weights: BTreeMap<u32, Vec<Vec<f32>>>,
 }
 
 #[derive(Clone, Default)]
@@ -106,7 +106,7 @@ impl Write for Shared {
 }
 
 /// As [`run`], with what the dump facility recorded.
-pub fn run_dumped(engine: &mut Engine, tokens: &[u32], chunks: &[usize]) -> (Logits, Choices) {
+pub(crate) fn run_dumped(engine: &mut Engine, tokens: &[u32], chunks: &[usize]) -> (Logits, Choices) {
     let out = Shared::default();
     engine.set_dump(Some(Dump::new(Box::new(out.clone()))));
     let logits = run(engine, tokens, chunks);
@@ -140,14 +140,14 @@ fn ids(list: &serde_json::Value) -> Vec<u32> {
 }
 
 /// The largest difference between two sets of logits.
-pub fn difference(ours: &Logits, theirs: &Logits) -> f64 {
+pub(crate) fn difference(ours: &Logits, theirs: &Logits) -> f64 {
     assert_eq!(ours.len(), theirs.len());
     let pairs = ours.iter().flatten().zip(theirs.iter().flatten());
     pairs.map(|(a, b)| (f64::from(*a) - f64::from(*b)).abs()).fold(0.0, worst)
 }
 
 /// The same against the f64 reference.
-pub fn difference_to(ours: &Logits, reference: &Outcome) -> f64 {
+pub(crate) fn difference_to(ours: &Logits, reference: &Outcome) -> f64 {
     assert_eq!(ours.len(), reference.logits.len());
     let pairs = ours.iter().flatten().zip(reference.logits.iter().flatten());
     pairs.map(|(a, b)| (f64::from(*a) - b).abs()).fold(0.0, worst)
@@ -160,7 +160,7 @@ fn worst(a: f64, b: f64) -> f64 {
 
 /// Equal to the last bit.
 #[track_caller]
-pub fn assert_same_bits(ours: &Logits, theirs: &Logits, what: &str) {
+pub(crate) fn assert_same_bits(ours: &Logits, theirs: &Logits, what: &str) {
     assert_eq!(ours.len(), theirs.len(), "{what}");
     for (position, (a, b)) in ours.iter().zip(theirs).enumerate() {
         let first = a.iter().zip(b).position(|(a, b)| a.to_bits() != b.to_bits());
