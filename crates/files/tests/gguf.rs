@@ -211,7 +211,13 @@ fn nested_arrays_cannot_recurse() {
 #[test]
 fn unknown_value_types_and_bad_bools_and_text() {
     Raw::new(3, 0, 1).str("k").u32(13).data(64).refuses(Class::BadFile, "unknown value type 13");
-    Raw::new(3, 0, 1).str("k").u32(9).u32(77).u64(0).data(64).refuses(Class::BadFile, "unknown element type 77");
+    Raw::new(3, 0, 1)
+        .str("k")
+        .u32(9)
+        .u32(77)
+        .u64(0)
+        .data(64)
+        .refuses(Class::BadFile, "unknown element type 77");
     let mut raw = Raw::new(3, 0, 1);
     raw.str("k").u32(7).0.push(2);
     raw.data(64).refuses(Class::BadFile, "a bool is 0 or 1");
@@ -261,10 +267,7 @@ fn truncation_says_how_many_bytes_are_missing() {
     let mut raw = Raw::new(3, 1, 0);
     raw.tensor("t", &[100], 0, 0).data(399);
     let (needs, has) = (raw.0.len() + 1, raw.0.len());
-    raw.refuses(
-        Class::BadFile,
-        &format!("is truncated: tensor `t` needs {needs} bytes, the file has {has}"),
-    );
+    raw.refuses(Class::BadFile, &format!("is truncated: tensor `t` needs {needs} bytes, the file has {has}"));
     assert_eq!(raw.error().hint().unwrap(), "download bad.gguf again; the other files can stay");
 }
 
@@ -306,7 +309,11 @@ fn files_of_other_kinds_are_recognised() {
     let dir = tempfile::tempdir().unwrap();
     for (content, what, hint) in [
         (&b""[..], "an empty file", "download"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n", "a Git LFS pointer", "git lfs pull"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n",
+            "a Git LFS pointer",
+            "git lfs pull",
+        ),
         (b"<!DOCTYPE html><html><body>404</body></html>", "an HTML page", "download"),
         (b"\x40\0\0\0\0\0\0\0{\"__metadata__\":{}}", "a safetensors file", "convert"),
     ] {

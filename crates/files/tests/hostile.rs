@@ -64,6 +64,12 @@ fn small_gguf() -> &'static (Vec<u8>, usize) {
     })
 }
 
+/// Writes a new file each time: truncating an old one makes some filesystems flush it on close, thousands of times here.
+fn put(path: &Path, bytes: &[u8]) {
+    drop(fs::remove_file(path));
+    fs::write(path, bytes).unwrap();
+}
+
 fn write_small_gguf(path: &Path) -> Vec<u8> {
     let mut metadata = Metadata::new();
     metadata.insert("general.architecture", "toy");
@@ -90,7 +96,7 @@ fn a_file_cut_at_any_byte_is_an_error() {
     let last = gguf::read(&path).unwrap().tensors.last().map(|tensor| tensor.offset + tensor.len).unwrap();
     let cut = dir.path().join("cut.gguf");
     for len in 0..usize::try_from(last).unwrap() {
-        fs::write(&cut, &bytes[..len]).unwrap();
+        put(&cut, &bytes[..len]);
         let (result, peak) = peak_of(|| Checkpoint::open(&cut));
         let error = result.err().unwrap_or_else(|| panic!("accepted at {len} of {last} bytes"));
         assert!(error.to_string().contains("cut.gguf"), "{error}");
@@ -110,7 +116,7 @@ fn every_single_bit_flip_of_the_header_is_survived() {
         for bit in 0..8 {
             let mut bad = bytes.clone();
             bad[at] ^= 1 << bit;
-            fs::write(&path, &bad).unwrap();
+            put(&path, &bad);
             let (result, peak) = peak_of(|| Checkpoint::open(&path));
             assert!(peak < MEMORY_MAX, "{peak} bytes with bit {bit} of byte {at} flipped");
             if let Ok(checkpoint) = result {
@@ -143,7 +149,7 @@ proptest! {
         for (at, value) in damage {
             bytes[at.index(header)] = value;
         }
-        fs::write(&path, &bytes).unwrap();
+        put(&path, &bytes);
         let (result, peak) = peak_of(|| Checkpoint::open(&path));
         prop_assert!(peak < MEMORY_MAX);
         if let Ok(checkpoint) = result {
@@ -158,7 +164,7 @@ proptest! {
         let mut bytes = b"GGUF".to_vec();
         bytes.extend(version.to_le_bytes());
         bytes.extend(tail);
-        fs::write(&path, &bytes).unwrap();
+        put(&path, &bytes);
         let (result, peak) = peak_of(|| gguf::read(&path));
         prop_assert!(peak < MEMORY_MAX);
         // Only an empty model could be valid, and that needs sixteen zeros in the right place.

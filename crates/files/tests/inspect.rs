@@ -30,14 +30,21 @@ fn a_toy_in_numbers() {
     assert_eq!(it.mtp_layers, [3]);
     assert_eq!(it.missing, Vec::<String>::new());
     let tokenizer = it.tokenizer.unwrap();
-    assert_eq!((tokenizer.model.as_str(), tokenizer.pre.as_deref(), tokenizer.tokens), ("gpt2", Some("glm4"), Some(3)));
+    assert_eq!(
+        (tokenizer.model.as_str(), tokenizer.pre.as_deref(), tokenizer.tokens),
+        ("gpt2", Some("glm4"), Some(3))
+    );
     assert!(it.chat_template);
 
     let matrix = EMBD * FF;
     assert_eq!(it.parameters.experts, 3 * 3 * matrix * EXPERTS);
     assert_eq!(it.parameters.total, it.parameters.dense + it.parameters.experts);
-    let mtp_dense: u64 =
-        toy.tensors.iter().filter(|s| s.name.starts_with("blk.3.") && !s.is_expert()).map(|s| s.shape.iter().product::<u64>()).sum();
+    let mtp_dense: u64 = toy
+        .tensors
+        .iter()
+        .filter(|s| s.name.starts_with("blk.3.") && !s.is_expert())
+        .map(|s| s.shape.iter().product::<u64>())
+        .sum();
     assert_eq!(it.parameters.active, Some(it.parameters.dense - mtp_dense + 2 * 3 * matrix * 2));
 
     let experts = it.experts.unwrap();
@@ -56,7 +63,8 @@ fn a_toy_in_numbers() {
     assert_eq!((up.tensors, up.types.len()), (3, 3));
     assert_eq!((up.expert_bytes.min, up.expert_bytes.max), (size(GgmlType::IQ1_M), size(GgmlType::Q2_K)));
     assert_eq!(experts.families.iter().map(|line| line.bytes).sum::<u64>(), experts.bytes);
-    let dense_bytes: u64 = toy.tensors.iter().filter(|s| !s.is_expert()).map(|s| s.bytes().len() as u64).sum();
+    let dense_bytes: u64 =
+        toy.tensors.iter().filter(|s| !s.is_expert()).map(|s| s.bytes().len() as u64).sum();
     assert_eq!(it.dense_bytes, dense_bytes);
     assert_eq!(it.dense.iter().map(|line| line.tensors).sum::<u64>() as usize, toy.tensors.len() - 9);
 }
@@ -137,5 +145,5 @@ fn a_bare_sidecar_is_described_from_its_manifest() {
     assert_eq!(it.mtp_layers, [3]);
     let json = serde_json::to_value(&it).unwrap();
     assert_eq!(json["experts"]["families"][0]["family"], "ffn_gate_exps");
-    assert_eq!(json["experts"]["families"][0]["types"][0]["type"], "Q2_K");
+    assert_eq!(json["experts"]["families"][0]["types"][0]["type"], "IQ1_M", "the largest comes first");
 }

@@ -104,7 +104,9 @@ fn records_are_read_under_both_names_and_with_padding() {
 #[test]
 fn what_may_be_absent_or_unknown_is_tolerated() {
     let mut value = whole();
-    for key in ["schema_version", "sidecar_kind", "layout", "generated_at", "filters", "source", "include_shared"] {
+    for key in
+        ["schema_version", "sidecar_kind", "layout", "generated_at", "filters", "source", "include_shared"]
+    {
         value.as_object_mut().unwrap().remove(key);
     }
     value["future_key"] = json!([1, 2]);
@@ -156,14 +158,22 @@ fn every_defect_of_an_entry_is_refused_by_name() {
         ("shape", json!("REMOVE"), "the key `shape` is missing"),
         ("bytes_per_expert", json!(null), "`bytes_per_expert` is null"),
         ("bytes_per_expert", json!(0), "`bytes_per_expert` is 0"),
-        ("bytes_per_expert", json!(GATE + 1), "`bytes_per_expert` is 114689, but 2048 x 256 in IQ1_M are 114688 bytes"),
+        (
+            "bytes_per_expert",
+            json!(GATE + 1),
+            "`bytes_per_expert` is 114689, but 2048 x 256 in IQ1_M are 114688 bytes",
+        ),
         ("bytes_per_expert", json!("x"), "`bytes_per_expert` is \"x\", not a non-negative integer"),
         ("layer", json!(-3), "`layer` is -3"),
         ("layer", json!(3.5), "`layer` is 3.5"),
         ("layer", json!(1u64 << 40), "too large"),
         ("layer", json!(4), "does not belong to layer 4 and family ffn_up_exps"),
         ("tensor_family", json!(7), "`tensor_family` is a number"),
-        ("tensor_name", json!("blk.3.ffn_gate_exps.weight"), "does not belong to layer 3 and family ffn_up_exps"),
+        (
+            "tensor_name",
+            json!("blk.3.ffn_gate_exps.weight"),
+            "does not belong to layer 3 and family ffn_up_exps",
+        ),
         ("tensor_name", json!("evil"), "does not belong"),
         ("expert_id", json!(5), "expert_id is 5: sidecars with one file per expert"),
         ("quant_type", json!(3), "`quant_type` is a number"),
@@ -180,7 +190,11 @@ fn every_defect_of_an_entry_is_refused_by_name() {
         ("shape", json!("2048"), "the key `shape` is missing"),
         ("repacked_offset", json!(u64::MAX - 10), "larger than 2^64"),
         ("repacked_offset", json!(5), "overlaps entry 0 (`blk.3.ffn_gate_exps.weight`) in layer_003.bin"),
-        ("expert_stride", json!(GATE + 8), "`expert_stride` 114696 in a layout whose experts are 114688 bytes apart"),
+        (
+            "expert_stride",
+            json!(GATE + 8),
+            "`expert_stride` 114696 in a layout whose experts are 114688 bytes apart",
+        ),
         ("expert_major", json!("yes"), "`expert_major` is a string, not a bool"),
         ("repacked_file", json!(""), "`repacked_file` is not a file name"),
         ("repacked_file", json!("a\u{0}b"), "not a file name"),
@@ -207,7 +221,10 @@ fn every_defect_of_an_entry_is_refused_by_name() {
 fn unknown_types_are_unsupported_rather_than_damaged() {
     let error = refuse(whole(), "quant_type", json!("IQ2_KS"));
     assert_eq!(error.class(), Class::Unsupported);
-    assert!(error.to_string().contains("`blk.3.ffn_up_exps.weight`: type `IQ2_KS` needs ik_llama.cpp"), "{error}");
+    assert!(
+        error.to_string().contains("`blk.3.ffn_up_exps.weight`: type `IQ2_KS` needs ik_llama.cpp"),
+        "{error}"
+    );
     assert!(refuse(whole(), "quant_type", json!("WAT")).to_string().contains("unknown type `WAT`"));
 }
 
@@ -250,7 +267,10 @@ fn the_same_file_is_seen_under_every_spelling() {
     value["entries"][1]["repacked_file"] = json!("bins//layer_003.bin");
     value["entries"][1]["repacked_offset"] = json!(0);
     let error = parse(&value).unwrap_err().to_string();
-    assert!(error.contains("overlaps entry 0 (`blk.3.ffn_gate_exps.weight`) in bins/layer_003.bin"), "{error}");
+    assert!(
+        error.contains("overlaps entry 0 (`blk.3.ffn_gate_exps.weight`) in bins/layer_003.bin"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -282,7 +302,9 @@ fn malformed_manifests_are_refused() {
     assert!(message(b"{\"model\":[],\"entries\":[]}").contains("`model` is an array"));
     let mut value = whole();
     value["model"]["expert_count"] = json!(8);
-    assert!(parse(&value).unwrap_err().to_string().contains("`model.expert_count` is 8, the shape has 4 experts"));
+    assert!(
+        parse(&value).unwrap_err().to_string().contains("`model.expert_count` is 8, the shape has 4 experts")
+    );
 }
 
 #[test]
@@ -312,7 +334,8 @@ fn missing_bins_and_pointers_are_named() {
     fs::write(&path, value.to_string()).unwrap();
     let error = Manifest::load(&path, false).unwrap_err().to_string();
     assert!(error.ends_with("layer_003.bin is missing, and 1 more of 2 bins"), "{error}");
-    fs::write(dir.path().join("layer_003.bin"), "version https://git-lfs.github.com/spec/v1\noid sha256:0\n").unwrap();
+    fs::write(dir.path().join("layer_003.bin"), "version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+        .unwrap();
     fs::create_dir(dir.path().join("sub")).unwrap();
     fs::File::create(dir.path().join("sub/other.bin")).unwrap().set_len(FILE_BYTES).unwrap();
     let error = Manifest::load(&path, false).unwrap_err();

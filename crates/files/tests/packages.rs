@@ -30,7 +30,8 @@ fn rename(from: &Path, to: &Path) {
 
 fn opens(toy: &Toy, entries: &[PathBuf]) {
     for entry in entries {
-        let checkpoint = Checkpoint::open(entry).unwrap_or_else(|e| panic!("{}: {e} {:?}", entry.display(), e.hint()));
+        let checkpoint =
+            Checkpoint::open(entry).unwrap_or_else(|e| panic!("{}: {e} {:?}", entry.display(), e.hint()));
         assert!(matches!(checkpoint.source(), Source::Sidecar { layout: Layout::LayerMajor, .. }));
         assert_eq!(checkpoint.gguf_files().len(), 1, "{}", entry.display());
         toy.check(&checkpoint);
@@ -108,7 +109,8 @@ fn declared_names_are_followed_inside_the_package_only() {
     let toy = extracted(&root.join("experts-here"));
     rename(&root.join("experts-here/dense/model-dense.gguf"), &root.join("core/weights.gguf"));
     fs::remove_dir_all(root.join("experts-here/dense")).unwrap();
-    let mut package = json!({"package_kind": "flashmoe_ssd", "dense": "core/weights.gguf", "sidecar": "experts-here"});
+    let mut package =
+        json!({"package_kind": "flashmoe_ssd", "dense": "core/weights.gguf", "sidecar": "experts-here"});
     let path = root.join("flashmoe-package.json");
     fs::write(&path, package.to_string()).unwrap();
     opens(&toy, std::slice::from_ref(&path));
@@ -170,7 +172,10 @@ fn a_partial_sidecar_is_refused_unless_only_the_prediction_layer_is_absent() {
     };
     open(&[1, 2], "without-mtp").unwrap();
     let error = open(&[1, 3], "without-2").unwrap_err();
-    assert!(error.to_string().contains("3 expert tensors are missing, the first is blk.2.ffn_gate_exps.weight"), "{error}");
+    assert!(
+        error.to_string().contains("3 expert tensors are missing, the first is blk.2.ffn_gate_exps.weight"),
+        "{error}"
+    );
     assert!(error.hint().unwrap().contains("partial"));
 }
 
@@ -191,7 +196,10 @@ fn a_sidecar_wins_over_the_experts_of_a_whole_gguf() {
     let file = |layer| &checkpoint.files()[checkpoint.expert(layer, Family::Up).unwrap().file.index()];
     assert_eq!(*file(1), whole);
     assert_eq!(*file(2), sidecar.join("layer_002.bin"));
-    assert_eq!(checkpoint.notes(), ["3 expert tensors come from the sidecar instead of the GGUF, 6 stay with the GGUF"]);
+    assert_eq!(
+        checkpoint.notes(),
+        ["3 expert tensors come from the sidecar instead of the GGUF, 6 stay with the GGUF"]
+    );
     // A manifest that merely lies beside a whole model is not asked for.
     for name in ["manifest.json", "layer_002.bin"] {
         fs::copy(sidecar.join(name), whole.with_file_name(name)).unwrap();
@@ -215,7 +223,11 @@ fn a_sidecar_of_another_model_is_refused() {
         ("general.architecture", "deepseek2".into(), "it is for `glm-dsa`, the model is `deepseek2`"),
         ("glm-dsa.expert_count", 8u32.into(), "has expert_count 5, the model has 8"),
         ("glm-dsa.embedding_length", 512u32.into(), "has embedding_length 256, the model has 512"),
-        ("glm-dsa.expert_feed_forward_length", 128u32.into(), "has expert_feed_forward_length 256, the model has 128"),
+        (
+            "glm-dsa.expert_feed_forward_length",
+            128u32.into(),
+            "has expert_feed_forward_length 256, the model has 128",
+        ),
     ] {
         let error = refuse(key, value);
         assert!(matches!(error, Error::WrongSidecar { .. }), "{error}");
@@ -231,7 +243,9 @@ fn folders_with_no_or_several_models_say_so() {
     let error = Checkpoint::open(dir.path()).unwrap_err();
     assert!(error.to_string().contains("no model in it"), "{error}");
     put(&dir.path().join("model.safetensors"), b"x");
-    assert!(Checkpoint::open(dir.path()).unwrap_err().to_string().contains("safetensors, which are not read yet"));
+    assert!(
+        Checkpoint::open(dir.path()).unwrap_err().to_string().contains("safetensors, which are not read yet")
+    );
     let toy = Toy::default();
     toy.write(&dir.path().join("one.gguf"));
     toy.check(&Checkpoint::open(dir.path()).unwrap());
@@ -386,5 +400,8 @@ fn real_geometry_opens_in_no_time() {
     let routed: u64 = checkpoint.experts().iter().map(|tensor| tensor.total_bytes()).sum();
     assert_eq!(routed, total);
     let last = checkpoint.expert(78, Family::Down).unwrap();
-    assert_eq!(checkpoint.read(&last.extent(255)).unwrap(), vec![0; usize::try_from(last.expert_bytes).unwrap()]);
+    assert_eq!(
+        checkpoint.read(&last.extent(255)).unwrap(),
+        vec![0; usize::try_from(last.expert_bytes).unwrap()]
+    );
 }

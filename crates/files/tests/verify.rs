@@ -149,7 +149,9 @@ fn swapped_layer_files_are_found() {
     assert_eq!(report.bad.len() as u64, 2 * 3 * EXPERTS);
     assert!(report.bad.iter().all(|bad| bad.layer != Some(3)));
     assert!(!verify(&side, &quick(), &mut |_| ()).unwrap().is_ok());
-    let report = verify(&side, &Options { against: Some(dir.path().join("toy.gguf")), ..full() }, &mut |_| ()).unwrap();
+    let report =
+        verify(&side, &Options { against: Some(dir.path().join("toy.gguf")), ..full() }, &mut |_| ())
+            .unwrap();
     assert_eq!(report.bad.len() as u64, 2 * 3 * EXPERTS);
 }
 
@@ -173,7 +175,10 @@ fn every_bad_entry_is_reported_with_its_place() {
         let Problem::Bytes { at, expected, got } = bad.problem else { panic!("{bad}") };
         assert_eq!((at, &bad.file), (offset + 7, &file));
         assert_eq!(expected ^ got, 0x10);
-        assert!(bad.to_string().contains(&format!("byte {at} is {got:#04x}, the other checkpoint has")), "{bad}");
+        assert!(
+            bad.to_string().contains(&format!("byte {at} is {got:#04x}, the other checkpoint has")),
+            "{bad}"
+        );
     }
 }
 
@@ -214,7 +219,11 @@ fn a_truncated_gguf_is_a_report_and_not_a_refusal() {
     fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(len / 2).unwrap();
     let report = verify(&path, &full(), &mut |_| ()).unwrap();
     assert_eq!(report.bad.len(), 1);
-    assert!(matches!(report.bad[0].problem, Problem::Truncated { has, .. } if has == len / 2), "{}", report.bad[0]);
+    assert!(
+        matches!(report.bad[0].problem, Problem::Truncated { has, .. } if has == len / 2),
+        "{}",
+        report.bad[0]
+    );
 }
 
 #[test]
@@ -236,7 +245,8 @@ fn a_plain_gguf_without_sums_says_how_to_make_them() {
     flip(&f.gguf(), extent.offset);
     let report = verify(&f.gguf(), &full(), &mut |_| ()).unwrap();
     assert_eq!(experts(&report), [(2, Family::Up, 1)]);
-    let refused = verify(&f.gguf(), &Options { write_sums: true, mode: Mode::Quick, ..full() }, &mut |_| ()).unwrap_err();
+    let refused = verify(&f.gguf(), &Options { write_sums: true, mode: Mode::Quick, ..full() }, &mut |_| ())
+        .unwrap_err();
     assert_eq!(refused.class(), Class::Usage);
 }
 
@@ -290,16 +300,26 @@ fn against_needs_no_sums_and_ignores_where_the_bytes_came_from() {
 fn another_model_is_not_this_one() {
     let f = fixture(Layout::LayerMajor);
     let mut other = f.toy.clone();
-    other.tensors.iter_mut().find(|spec| spec.name == "blk.1.ffn_up_exps.weight").unwrap().ty = GgmlType::Q2_K;
-    other.tensors.retain(|spec| spec.name != "blk.3.ffn_gate_exps.weight" && spec.name != "blk.0.attn_norm.weight");
+    other.tensors.iter_mut().find(|spec| spec.name == "blk.1.ffn_up_exps.weight").unwrap().ty =
+        GgmlType::Q2_K;
+    other
+        .tensors
+        .retain(|spec| spec.name != "blk.3.ffn_gate_exps.weight" && spec.name != "blk.0.attn_norm.weight");
     let path = f.dir.path().join("other.gguf");
     other.write(&path);
     let report = f.verify(&Options { against: Some(path), ..full() });
-    let found: Vec<(&str, bool)> =
-        report.bad.iter().map(|bad| (bad.tensor.as_str(), matches!(bad.problem, Problem::Geometry { .. }))).collect();
+    let found: Vec<(&str, bool)> = report
+        .bad
+        .iter()
+        .map(|bad| (bad.tensor.as_str(), matches!(bad.problem, Problem::Geometry { .. })))
+        .collect();
     assert_eq!(
         found,
-        [("blk.0.attn_norm.weight", true), ("blk.1.ffn_up_exps.weight", true), ("blk.3.ffn_gate_exps.weight", true)]
+        [
+            ("blk.0.attn_norm.weight", true),
+            ("blk.1.ffn_up_exps.weight", true),
+            ("blk.3.ffn_gate_exps.weight", true)
+        ]
     );
     let partial = f.dir.path().join("partial");
     let src = Checkpoint::open(&f.gguf()).unwrap();
@@ -318,8 +338,12 @@ fn an_entry_that_lost_its_place_in_the_manifest_is_missing() {
     value["entries"].as_array_mut().unwrap().remove(4);
     fs::write(&manifest, value.to_string()).unwrap();
     let report = f.verify(&full());
-    let missing: Vec<&str> =
-        report.bad.iter().filter(|bad| bad.problem == Problem::Missing).map(|bad| bad.tensor.as_str()).collect();
+    let missing: Vec<&str> = report
+        .bad
+        .iter()
+        .filter(|bad| bad.problem == Problem::Missing)
+        .map(|bad| bad.tensor.as_str())
+        .collect();
     assert!(missing.contains(&"blk.2.ffn_up_exps.weight"), "{:?}", report.bad);
 }
 

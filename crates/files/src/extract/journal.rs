@@ -1,11 +1,10 @@
 //! What has been finished, so that a restart need not do it again.
 //!
 //! JSON lines in the destination, one per finished bin, each appended and synced only after the bin itself was synced and
-//! renamed. A torn last line is a bin that will be written again. The file is locked while an extraction runs and removed
-//! when the manifest is in place.
+//! renamed. A torn last line is a bin that will be written again. The file is removed when the manifest is in place.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
@@ -27,7 +26,7 @@ enum Line {
     Dense { sums: DenseSums },
 }
 
-/// An open, locked journal.
+/// An open journal.
 pub(super) struct Journal {
     file: File,
     path: PathBuf,
@@ -41,21 +40,11 @@ impl Journal {
     /// Opens or begins the journal of the extraction called `fingerprint` in `folder`.
     ///
     /// # Errors
-    /// When another process is extracting there, or another extraction was left unfinished.
+    /// When another extraction was left unfinished there.
     pub(super) fn open(folder: &Path, fingerprint: &str) -> Result<Self, Error> {
         let path = folder.join(FILE_NAME);
         let fail = |e| Error::io(&path, e);
         let mut file = OpenOptions::new().read(true).append(true).create(true).open(&path).map_err(fail)?;
-        match file.try_lock() {
-            // A filesystem without locks still extracts; it only loses the protection against two at once.
-            Ok(()) | Err(TryLockError::Error(_)) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(Error::Usage {
-                    why: format!("another extraction into {} is running", folder.display()),
-                    hint: Some("wait for it, or choose another destination".into()),
-                });
-            }
-        }
         let mut text = String::new();
         file.read_to_string(&mut text).map_err(fail)?;
         let mut this = Self { file, path, layers: BTreeMap::new(), dense: None };

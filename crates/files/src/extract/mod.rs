@@ -14,7 +14,7 @@ mod journal;
 mod plan;
 
 use std::cell::RefCell;
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -153,6 +153,7 @@ pub fn extract(
     let plan = Plan::new(src, options)?;
     refuse_own_source(src, dst)?;
     fs::create_dir_all(dst).map_err(|e| Error::io(dst, e))?;
+    let _locked_until_return = lock(dst)?;
     if !options.force && dst.join(manifest::FILE_NAME).exists() {
         return add_dense(src, dst, &plan, options, progress);
     }
@@ -366,6 +367,20 @@ fn refuse_own_source(src: &Checkpoint, dst: &Path) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// Keeps other extractions out of `folder` while the handle lives. `None` where folders cannot be opened or locked: there
+/// an extraction only loses the protection against a second one.
+fn lock(folder: &Path) -> Result<Option<File>, Error> {
+    let Ok(handle) = File::open(folder) else { return Ok(None) };
+    match handle.try_lock() {
+        Ok(()) => Ok(Some(handle)),
+        Err(TryLockError::Error(_)) => Ok(None),
+        Err(TryLockError::WouldBlock) => Err(Error::Usage {
+            why: format!("another extraction into {} is running", folder.display()),
+            hint: Some("wait for it, or choose another destination".into()),
+        }),
+    }
 }
 
 /// Files at the destination that an extraction would replace, and bins that would be mistaken for its own.
