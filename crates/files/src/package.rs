@@ -90,12 +90,20 @@ fn find_manifest(folder: &Path, package: Option<&Map<String, Value>>, parts: &mu
     }
     for candidate in candidates {
         let candidate = candidate.join(manifest::FILE_NAME);
-        if candidate.is_file() {
+        if candidate.is_file() && !is_foreign(&candidate) {
             parts.manifest = Some(candidate);
             return;
         }
         parts.looked.push(candidate);
     }
+}
+
+/// Whether a `manifest.json` that was merely found is sound JSON of somebody else's. A damaged one is not foreign: its
+/// parser shall say what is wrong with it.
+fn is_foreign(path: &Path) -> bool {
+    let json = read_json_file(path, "a sidecar manifest").ok();
+    let root: Option<Map<String, Value>> = json.and_then(|json| serde_json::from_slice(&json).ok());
+    root.is_some_and(|root| !root.contains_key("entries") && !root.contains_key("sidecar_kind"))
 }
 
 /// Looks for the dense part of the sidecar in `folder`.

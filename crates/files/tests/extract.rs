@@ -379,6 +379,16 @@ fn a_finished_bin_that_was_damaged_or_removed_is_written_again() {
 }
 
 #[test]
+fn the_dense_part_may_be_asked_for_at_the_second_attempt() {
+    let f = fixture();
+    let dst = f.dst("out");
+    interrupted(&f, &dst, &Options::default(), 700_000);
+    let summary = f.run(&dst, &with(Layout::LayerMajor, true)).unwrap();
+    assert!(summary.layers_resumed > 0 && summary.dense.is_some());
+    f.toy.check(&Checkpoint::open(&dst).unwrap());
+}
+
+#[test]
 fn a_torn_journal_line_costs_one_bin() {
     let f = fixture();
     let dst = f.dst("out");

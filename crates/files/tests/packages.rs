@@ -259,6 +259,22 @@ fn folders_with_no_or_several_models_say_so() {
 }
 
 #[test]
+fn a_manifest_of_something_else_is_nobodys_sidecar() {
+    let dir = tempfile::tempdir().unwrap();
+    let toy = Toy::default();
+    toy.write(&dir.path().join("toy.gguf"));
+    put(&dir.path().join("manifest.json"), br#"{"name": "web app", "icons": []}"#);
+    toy.check(&Checkpoint::open(dir.path()).unwrap());
+    // One that should have been a sidecar's is reported.
+    put(&dir.path().join("manifest.json"), b"version https://git-lfs.github.com/spec/v1\n");
+    let error = Checkpoint::open(dir.path()).unwrap_err().to_string();
+    assert!(error.contains("manifest.json is a Git LFS pointer"), "{error}");
+    put(&dir.path().join("manifest.json"), br#"{"sidecar_kind": "flashmoe_gguf"}"#);
+    let error = Checkpoint::open(dir.path()).unwrap_err().to_string();
+    assert!(error.contains("the key `entries` is missing"), "{error}");
+}
+
+#[test]
 fn a_folder_with_one_split_set_is_that_set() {
     let dir = tempfile::tempdir().unwrap();
     let toy = Toy::default();

@@ -171,7 +171,7 @@ pub fn extract(
     check_space(dst, total.saturating_sub(reclaimed), free_bytes(dst))?;
     let removed = if options.force { remove_all(found)? } else { Vec::new() };
     remove_temporaries(dst)?;
-    let fingerprint = plan.fingerprint(src, options.dense)?;
+    let fingerprint = plan.fingerprint(src)?;
     let journal = Journal::open(dst, &fingerprint)?;
     let mut job = Job { src, dst, plan: &plan, options, journal, total, summary: Summary::default() };
     job.summary.removed = removed;

@@ -99,17 +99,17 @@ impl<'a> Plan<'a> {
         self.layers.iter().flat_map(|layer| layer.parts.iter().map(|part| layer.entry(part, src))).collect()
     }
 
-    /// Identifies this plan on these very source files, so that a restart continues only what it would have begun.
-    pub(super) fn fingerprint(&self, src: &Checkpoint, dense: bool) -> Result<String, Error> {
+    /// Identifies the bins of this plan and the source files, so that a restart continues only what it would have begun. By
+    /// name, length and date of the files: their folder may be written in another way the next time.
+    pub(super) fn fingerprint(&self, src: &Checkpoint) -> Result<String, Error> {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&ascii_json(&self.entries(src))?);
         hasher.update(&ascii_json(&self.filters)?);
-        hasher.update(&[u8::from(dense)]);
         for path in src.files() {
             let stat = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
             let modified =
                 stat.modified().ok().and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
-            hasher.update(path.as_os_str().as_encoded_bytes());
+            hasher.update(plain_name(path).as_bytes());
             hasher.update(&stat.len().to_le_bytes());
             hasher.update(&modified.map_or(0, |time| time.as_nanos()).to_le_bytes());
         }

@@ -15,7 +15,7 @@ use super::{Array, DEFAULT_ALIGNMENT, Metadata, Value, expect_gguf, value_type a
 use crate::{Error, GgmlType};
 
 /// Longest header that is read.
-const HEADER_BYTES_MAX: u64 = 512 << 20;
+const HEADER_BYTES_MAX: u64 = 128 << 20;
 /// ggml has four dimensions.
 const DIMS_MAX: u32 = 4;
 /// Longest key or tensor name. ggml allows 63 bytes for tensors and 65,535 for keys; real ones stay below 100.

@@ -246,6 +246,7 @@ pub fn verify(path: &Path, options: &Options, progress: &mut dyn FnMut(Progress)
         sums: sums.as_ref(),
         bad: Vec::new(),
         notes: own.notes().to_vec(),
+        without_sums: 0,
     };
     run.check_structure()?;
     // Without anything to compare with there is nothing to read.
@@ -295,6 +296,8 @@ struct Run<'a> {
     sums: Option<&'a Sums>,
     bad: Vec<Bad>,
     notes: Vec<String>,
+    /// Expert tensors that the sums do not cover.
+    without_sums: usize,
 }
 
 impl<'a> Run<'a> {
@@ -469,6 +472,9 @@ impl<'a> Run<'a> {
             let expected = self.gguf_sums(path).and_then(|gguf| gguf.tensors.get(&tensor.name).copied());
             items.push(Item { extent: tensor.extent, tensor: index, expert: None, expected, other });
         }
+        if self.without_sums > 0 {
+            self.notes.push(format!("no sums are recorded for {} expert tensors", self.without_sums));
+        }
         // A missing file has been reported once; that it also lacks each of its experts says nothing more.
         let there: Vec<bool> = self.own.files().iter().map(|path| path.is_file()).collect();
         items.retain(|item| there[item.extent.file.index()]);
@@ -494,9 +500,8 @@ impl<'a> Run<'a> {
             }
         }
         let sums = self.sums.and_then(|sums| sums.experts.get(&tensor.name));
-        if self.sums.is_some() && sums.is_none_or(|sums| sums.len() as u64 != tensor.n_expert()) {
-            self.notes.push(format!("no sums are recorded for `{}`", tensor.name));
-        }
+        let complete = sums.is_some_and(|sums| sums.len() as u64 == tensor.n_expert());
+        self.without_sums += usize::from(self.sums.is_some() && !complete);
         for expert in 0..u32::try_from(tensor.n_expert()).unwrap_or(u32::MAX) {
             let sampled =
                 u64::from(expert).is_multiple_of(SAMPLE) || u64::from(expert) + 1 == tensor.n_expert();
