@@ -1,7 +1,7 @@
 //! The table of weight formats: one file each, one word in the list below.
 //!
-//! A format's file draws its block, decodes it and names its kernels. What the files share: [`floats`] (weights that are floats
-//! themselves), [`block32`] and [`block256`] (blocks of small integers with a scale), each with the canonical order of its family.
+//! A format's file draws its block, decodes it and names its kernels. What the files share: `floats` (weights that are floats
+//! themselves), `block32` and `block256` (blocks of small integers with a scale), each with the canonical order of its family.
 
 #![allow(clippy::needless_range_loop, reason = "indices are those of the block drawings")]
 
