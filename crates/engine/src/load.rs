@@ -6,7 +6,7 @@
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 
-use files::{Checkpoint, Tensor};
+use files::{Checkpoint, GgmlType, Tensor};
 
 use crate::backend::{Backend, Buf, CacheId, RopeId, RopeSpec, SelectionId, WeightId, WeightSpec};
 use crate::options::CacheType;
@@ -81,9 +81,34 @@ impl<'a> Loader<'a> {
         })
     }
 
-    /// A vector of `n` f32.
+    /// A vector of `n` values, f32 in memory whatever it is in the file (norms are used element by element).
     pub(crate) fn vector(&mut self, name: &str, n: usize) -> Result<WeightId, Error> {
-        self.weight(name, n, 1, 1)
+        let tensor = self.tensor(name)?;
+        if tensor.ty == GgmlType::F32 {
+            return self.weight(name, n, 1, 1);
+        }
+        let values = self.read_vector(tensor, n)?;
+        let spec =
+            WeightSpec { name: name.to_owned(), format: GgmlType::F32.id(), n_in: n, n_out: 1, count: 1 };
+        self.ledger.weights += 4 * n as u64;
+        let Some(backend) = self.backend.as_deref_mut() else { return Ok(WeightId(u32::MAX)) };
+        backend.weight(&spec, &mut |out| {
+            out.copy_from_slice(bytemuck::cast_slice(&values));
+            Ok(())
+        })
+    }
+
+    /// `n` values of a small tensor of any type; zeros while only counting.
+    fn read_vector(&self, tensor: &Tensor, n: usize) -> Result<Vec<f32>, Error> {
+        check_shape(tensor, &[n as u64, 1, 1])?;
+        let format = kernels::format(tensor.ty.id()).filter(|f| n.is_multiple_of(f.block_elements));
+        let format =
+            format.ok_or_else(|| Error::TensorType { tensor: tensor.name.clone(), ty: tensor.ty.name() })?;
+        let mut values = vec![0.0; n];
+        if self.backend.is_some() {
+            (format.dequantize)(&self.checkpoint.read(&tensor.extent)?, &mut values);
+        }
+        Ok(values)
     }
 
     /// A matrix of `n_out` rows of `n_in`.
@@ -127,22 +152,14 @@ impl<'a> Loader<'a> {
         })
     }
 
-    /// Reads a small f32 vector to the host (router bias).
+    /// A small vector on the host (router bias).
     pub(crate) fn host_vector(&mut self, name: &str, n: usize) -> Result<Vec<f32>, Error> {
-        let tensor = self.tensor(name)?;
-        check_shape(tensor, &[n as u64, 1, 1])?;
-        let format = kernels::format(tensor.ty.id())
-            .ok_or_else(|| Error::TensorType { tensor: name.to_owned(), ty: tensor.ty.name() })?;
-        if n % format.block_elements != 0 {
-            return Err(Error::TensorType { tensor: name.to_owned(), ty: tensor.ty.name() });
-        }
+        let values = self.read_vector(self.tensor(name)?, n)?;
         self.ledger.weights += 4 * n as u64;
-        let mut out = vec![0.0; n];
         if self.backend.is_some() {
             self.host_bytes += 4 * n as u64;
-            (format.dequantize)(&self.checkpoint.read(&tensor.extent)?, &mut out);
         }
-        Ok(out)
+        Ok(values)
     }
 
     pub(crate) fn buffer(&mut self, len: usize) -> Buf {
@@ -193,7 +210,7 @@ fn check_shape(tensor: &Tensor, expected: &[u64; 3]) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
-    use files::GgmlType;
+    use super::GgmlType;
 
     #[test]
     fn kernels_and_files_know_the_same_types() {

@@ -55,6 +55,36 @@ impl View {
     }
 }
 
+/// Equal parts inside each row: part `h` of row `r` starts at `rows.offset + r * rows.stride + h * stride`.
+#[derive(Debug, Clone, Copy)]
+pub struct Heads {
+    /// Where the rows are; part 0 starts with the row.
+    pub rows: View,
+    /// Parts per row.
+    pub count: usize,
+    /// Elements from one part to the next.
+    pub stride: usize,
+}
+
+impl Heads {
+    /// `count` parts of `width` elements, one after the other from the row's start.
+    pub fn dense(rows: View, count: usize, width: usize) -> Self {
+        Self { rows, count, stride: width }
+    }
+    /// One part: the row itself.
+    pub fn one(rows: View) -> Self {
+        Self { rows, count: 1, stride: 0 }
+    }
+    /// The same parts, each starting `by` elements later.
+    pub fn shifted(self, by: usize) -> Self {
+        Self { rows: self.rows.shifted(by), ..self }
+    }
+    /// Part `h` of every row.
+    pub fn part(&self, h: usize) -> View {
+        self.rows.shifted(h * self.stride)
+    }
+}
+
 /// What a weight is, before its bytes are there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WeightSpec {
@@ -74,7 +104,7 @@ impl WeightSpec {
     /// Bytes of all matrices.
     pub fn bytes(&self) -> Option<u64> {
         let format = kernels::format(self.format)?;
-        if self.n_in % format.block_elements != 0 {
+        if !self.n_in.is_multiple_of(format.block_elements) {
             return None;
         }
         let row = self.n_in / format.block_elements * format.block_bytes;
@@ -207,24 +237,14 @@ pub trait Backend: Send {
     fn layer_norm(&mut self, x: View, weight: WeightId, bias: WeightId, eps: f32, rows: usize);
     /// Several matrices over the same rows: `out[t] = W x[t]`. The rows are quantised once for all of them.
     fn matmul(&mut self, x: View, rows: usize, outs: &[(WeightId, View)]);
-    /// A stack of matrices, one per head: `out[t, h] = W[h] x[t, h]`. Head `h` of row `t` starts `h * x_head` elements
-    /// into the row of `x`; `out` is dense `[rows, heads, n_out]`.
-    fn matmul_heads(&mut self, weight: WeightId, x: View, x_head: usize, rows: usize, out: View);
-    /// Rotates interleaved pairs in place: `heads` blocks per row, `head_stride` apart, row `t` at position `start + t`.
-    fn rope(&mut self, table: RopeId, x: View, heads: usize, head_stride: usize, start: usize, rows: usize);
-    /// Orthonormal Walsh-Hadamard transform of `heads` blocks of `width` per row, in place.
-    fn hadamard(&mut self, x: View, heads: usize, width: usize, rows: usize);
-    /// Copies `width` elements per row and head.
-    fn copy(
-        &mut self,
-        x: View,
-        x_head: usize,
-        out: View,
-        out_head: usize,
-        heads: usize,
-        width: usize,
-        rows: usize,
-    );
+    /// A stack of matrices, one per head: `out[t, h] = W[h] x[t, h]`, with `out` dense `[rows, heads, n_out]`.
+    fn matmul_heads(&mut self, weight: WeightId, x: Heads, rows: usize, out: View);
+    /// Rotates interleaved pairs at the start of every head in place; row `t` is at position `start + t`.
+    fn rope(&mut self, table: RopeId, x: Heads, start: usize, rows: usize);
+    /// Orthonormal Walsh-Hadamard transform of the first `width` elements of every head, in place.
+    fn hadamard(&mut self, x: Heads, width: usize, rows: usize);
+    /// Copies the first `width` elements of every head.
+    fn copy(&mut self, from: Heads, to: Heads, width: usize, rows: usize);
     /// `x[t] += y[t]`.
     fn add(&mut self, x: View, y: View, width: usize, rows: usize);
     /// `x[t] = 0`.

@@ -5,7 +5,9 @@
 //! indexer before it selected in the same pass (IndexShare).
 
 use crate::Error;
-use crate::backend::{Backend, Buf, CacheId, Index, LatentAttention, RopeId, SelectionId, View, WeightId};
+use crate::backend::{
+    Backend, Buf, CacheId, Heads, Index, LatentAttention, RopeId, SelectionId, View, WeightId,
+};
 use crate::load::Loader;
 
 /// Sizes, Hugging Face names.
@@ -149,6 +151,7 @@ impl Mla {
         let q = View::rows(s.q, heads * qk);
         let kv = View::rows(s.kv, width);
         let q_absorbed = View::rows(s.q_absorbed, heads * width);
+        let (q_heads, absorbed_heads) = (Heads::dense(q, heads, qk), Heads::dense(q_absorbed, heads, width));
 
         match &self.indexer {
             Some(i) => b.matmul(
@@ -165,7 +168,7 @@ impl Mla {
         }
         b.rms_norm(q_latent, self.q_a_norm, c.latent_eps, rows, q_latent);
         b.rms_norm(kv, self.kv_a_norm, c.latent_eps, rows, kv); // the latent part only: the rope key is not normed
-        b.rope(s.rope, kv.shifted(latent), 1, 0, start, rows);
+        b.rope(s.rope, Heads::one(kv.shifted(latent)), start, rows);
         b.append(latents, kv, start, rows);
 
         match (&self.indexer, index_keys) {
@@ -179,11 +182,11 @@ impl Mla {
             }
             _ => b.matmul(q_latent, rows, &[(self.q_b, q)]),
         }
-        b.rope(s.rope, q.shifted(nope), heads, qk, start, rows); // rope comes last in MLA's heads
+        b.rope(s.rope, q_heads.shifted(nope), start, rows); // rope comes last in MLA's heads
         let z = View::rows(s.z, heads * latent);
-        b.matmul_heads(self.k_b, q, qk, rows, z);
-        b.copy(z, latent, q_absorbed, width, heads, latent, rows);
-        b.copy(q.shifted(nope), qk, q_absorbed.shifted(latent), width, heads, rope, rows);
+        b.matmul_heads(self.k_b, q_heads, rows, z);
+        b.copy(Heads::dense(z, heads, latent), absorbed_heads, latent, rows);
+        b.copy(q_heads.shifted(nope), absorbed_heads.shifted(latent), rope, rows);
 
         let attention = LatentAttention {
             queries: q_absorbed,
@@ -197,7 +200,7 @@ impl Mla {
         };
         b.attention_latent(&attention, start, rows);
         let context = View::rows(s.context, heads * c.v_head_dim);
-        b.matmul_heads(self.v_b, z, latent, rows, context);
+        b.matmul_heads(self.v_b, Heads::dense(z, heads, latent), rows, context);
         b.matmul(context, rows, &[(self.output, out)]);
     }
 }
@@ -227,13 +230,14 @@ impl Indexer {
     ) {
         let (heads, dim) = (c.index_n_heads, c.index_head_dim);
         let q = View::rows(s.index_q, heads * dim);
+        let q_heads = Heads::dense(q, heads, dim);
         let k = View::rows(s.index_k, dim);
         b.layer_norm(k, self.k_norm, self.k_norm_bias, INDEX_KEY_NORM_EPS, rows);
-        b.rope(s.rope, q, heads, dim, start, rows); // rope comes first in the indexer's heads
-        b.rope(s.rope, k, 1, 0, start, rows);
+        b.rope(s.rope, q_heads, start, rows); // rope comes first in the indexer's heads
+        b.rope(s.rope, Heads::one(k), start, rows);
         if c.hadamard {
-            b.hadamard(q, heads, dim, rows);
-            b.hadamard(k, 1, dim, rows);
+            b.hadamard(q_heads, dim, rows);
+            b.hadamard(Heads::one(k), dim, rows);
         }
         b.append(keys, k, start, rows);
         let index = Index {

@@ -21,6 +21,10 @@ pub(super) const ARCHITECTURE: Architecture = Architecture { names: &["glm-dsa"]
 /// Rows of logits computed per head matmul, so that asking for every position stays within a small buffer.
 const LOGIT_ROWS: usize = 8;
 
+/// Bounds of what a file may claim: far above any model, far below what could overflow.
+const SIZE_MAX: u64 = 1 << 24;
+const EXPERTS_MAX: u64 = 1 << 16;
+
 /// Files made before the metadata had `attention.indexer.types` are told apart by their context length.
 const SHARED_INDEX_CONTEXT: u32 = 1_048_576;
 
@@ -106,9 +110,9 @@ impl Config {
         let nope = key_length.checked_sub(rope_dim).filter(|&n| n > 0).ok_or_else(|| {
             keys.wrong(format!("key_length_mla {key_length} leaves nothing beside rope.dimension_count {rope_dim}"))
         })?;
-        let (yarn, mscale) = keys.yarn(rope_dim)?;
+        let (yarn, mscale) = keys.yarn()?;
         let hidden_size = keys.size("embedding_length")?;
-        let max_position_embeddings = keys.size("context_length")? as u32;
+        let max_position_embeddings = keys.size_up_to("context_length", 1 << 31)? as u32;
         let config = Self {
             hidden_size,
             num_hidden_layers: layers,
@@ -209,12 +213,16 @@ impl Keys<'_> {
         format!("{}.{name}", self.checkpoint.architecture())
     }
 
-    /// A size: at least 1, and small enough that products of two cannot overflow.
+    /// A size: at least 1, and so small that no product of sizes that the plan forms can overflow.
     fn size(&self, name: &str) -> Result<usize, Error> {
+        self.size_up_to(name, SIZE_MAX)
+    }
+
+    fn size_up_to(&self, name: &str, max: u64) -> Result<usize, Error> {
         let key = self.key(name);
         let value = self.metadata.u64(&key)?.ok_or_else(|| self.wrong(format!("`{key}` is missing")))?;
-        if value == 0 || value > 1 << 31 {
-            return Err(self.wrong(format!("`{key}` is {value}")));
+        if value == 0 || value > max {
+            return Err(self.wrong(format!("`{key}` is {value}, which is not in 1..={max}")));
         }
         Ok(value as usize)
     }
@@ -223,7 +231,7 @@ impl Keys<'_> {
         let key = self.key(name);
         match self.metadata.u64(&key)? {
             None => Ok(default),
-            Some(value) if value > 1 << 31 => Err(self.wrong(format!("`{key}` is {value}"))),
+            Some(value) if value > SIZE_MAX => Err(self.wrong(format!("`{key}` is {value}, above {SIZE_MAX}"))),
             Some(value) => Ok(value as usize),
         }
     }
@@ -245,13 +253,13 @@ impl Keys<'_> {
             });
         };
         match tensor.shape.get(1) {
-            Some(&n) if n > 0 && n <= 1 << 31 => Ok(n as usize),
+            Some(&n) if n > 0 && n <= SIZE_MAX => Ok(n as usize),
             _ => Err(Error::Shape { tensor: tensor.name.clone(), found: tensor.shape.clone(), expected: vec![] }),
         }
     }
 
     /// YaRN tables and the factor whose square scales the softmax. Keys as deepseek2's.
-    fn yarn(&self, dim: usize) -> Result<(Option<Yarn>, f32), Error> {
+    fn yarn(&self) -> Result<(Option<Yarn>, f32), Error> {
         let optional = |name: &str| -> Result<Option<f32>, Error> { Ok(self.metadata.f32(&self.key(name))?) };
         match self.metadata.str(&self.key("rope.scaling.type"))? {
             None | Some("none") => return Ok((None, 1.0)),
@@ -273,7 +281,6 @@ impl Keys<'_> {
             beta_slow: optional("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0),
             attention_factor: attention_factor * optional("rope.scaling.attn_factor")?.unwrap_or(1.0),
         };
-        debug_assert!(dim > 0);
         Ok((Some(yarn), mscale))
     }
 
@@ -296,7 +303,7 @@ impl Keys<'_> {
         let scale = self.metadata.f32(&self.key("expert_weights_scale"))?.unwrap_or(1.0);
         Ok(MoeConfig {
             router: RouterConfig {
-                n_experts: self.size("expert_count")?,
+                n_experts: self.size_up_to("expert_count", EXPERTS_MAX)?,
                 top_k,
                 n_group: self.size_or("expert_group_count", 1)?.max(1),
                 topk_group: self.size_or("expert_group_used_count", 1)?.max(1),

@@ -3,7 +3,7 @@
 use kernels::Activation;
 
 use super::{CpuBackend, Weight};
-use crate::backend::{View, WeightId};
+use crate::backend::{Heads, View, WeightId};
 
 pub(super) const FORMS: [Activation; 3] = [Activation::F32, Activation::Q8_0, Activation::Q8K];
 
@@ -28,26 +28,27 @@ impl CpuBackend {
                 assert_eq!(*n, n_in, "weights of one product read rows of one width");
                 assert_eq!(out.stride, *n_out, "a product writes dense rows");
                 let activations = &self.scratch.activations.as_slice()[..rows * row_bytes];
-                let y = &mut self.buffers.from_mut(out)[..rows * n_out];
+                let y = &mut self.buffers.starting_at(out)[..rows * n_out];
                 kernels::matmul(&self.pool, *kernel, bytes.as_slice(), n_in, *n_out, activations, rows, y);
             }
         }
     }
 
     /// One small matrix per head; see [`crate::backend::Backend::matmul_heads`].
-    pub(super) fn matmul_stack(&mut self, id: WeightId, x: View, x_head: usize, rows: usize, out: View) {
+    pub(super) fn matmul_stack(&mut self, id: WeightId, x: Heads, rows: usize, out: View) {
         let Weight { kernel, n_in, n_out, count, bytes } = &self.weights[id.0 as usize];
+        assert_eq!(x.count, *count, "one matrix per head");
         assert_eq!(out.stride, count * n_out, "a product writes dense rows");
         let form = kernel.format().activation;
         let row_bytes = form.row_bytes(*n_in);
         for t in 0..rows {
             for h in 0..*count {
                 let target = &mut self.scratch.activations.as_mut_slice()[(t * count + h) * row_bytes..];
-                form.quantize(self.buffers.row(x.shifted(h * x_head), t, *n_in), &mut target[..row_bytes]);
+                form.quantize(self.buffers.row(x.part(h), t, *n_in), &mut target[..row_bytes]);
             }
         }
         let activations = &self.scratch.activations.as_slice()[..rows * count * row_bytes];
-        let y = &mut self.buffers.from_mut(out)[..rows * count * n_out];
+        let y = &mut self.buffers.starting_at(out)[..rows * count * n_out];
         kernels::matmul_batched(&self.pool, *kernel, bytes, *n_in, *n_out, *count, activations, rows, y);
     }
 }

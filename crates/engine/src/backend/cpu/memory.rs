@@ -43,7 +43,7 @@ impl Buffers {
     }
 
     /// All elements from the view's start, writable.
-    pub(super) fn from_mut(&mut self, v: View) -> &mut [f32] {
+    pub(super) fn starting_at(&mut self, v: View) -> &mut [f32] {
         &mut floats_mut(&mut self.all[v.buf.0 as usize])[v.offset..]
     }
 

@@ -16,8 +16,8 @@ use experts::Bank;
 use kernels::{AlignedBuf, Isa, Kernel, Pool, ops};
 
 use super::{
-    Backend, Buf, CacheId, Index, LatentAttention, RopeId, RopeSpec, Routed, Select, SelectionId, View,
-    WeightId, WeightSpec,
+    Backend, Buf, CacheId, Heads, Index, LatentAttention, RopeId, RopeSpec, Routed, Select, SelectionId,
+    View, WeightId, WeightSpec,
 };
 use crate::Error;
 use crate::options::CacheType;
@@ -162,45 +162,34 @@ impl Backend for CpuBackend {
         self.matmul_shared(x, rows, outs);
     }
 
-    fn matmul_heads(&mut self, weight: WeightId, x: View, x_head: usize, rows: usize, out: View) {
-        self.matmul_stack(weight, x, x_head, rows, out);
+    fn matmul_heads(&mut self, weight: WeightId, x: Heads, rows: usize, out: View) {
+        self.matmul_stack(weight, x, rows, out);
     }
 
-    fn rope(&mut self, table: RopeId, x: View, heads: usize, head_stride: usize, start: usize, rows: usize) {
+    fn rope(&mut self, table: RopeId, x: Heads, start: usize, rows: usize) {
         let table = &mut self.ropes[table.0 as usize];
         table.prepare(start, rows);
         for t in 0..rows {
             let (cos, sin) = table.at(t);
-            for h in 0..heads {
-                let part = self.buffers.row_mut(x.shifted(h * head_stride), t, 2 * cos.len());
-                ops::rope_interleaved(part, cos, sin);
+            for h in 0..x.count {
+                ops::rope_interleaved(self.buffers.row_mut(x.part(h), t, 2 * cos.len()), cos, sin);
             }
         }
     }
 
-    fn hadamard(&mut self, x: View, heads: usize, width: usize, rows: usize) {
+    fn hadamard(&mut self, x: Heads, width: usize, rows: usize) {
         for t in 0..rows {
-            for h in 0..heads {
-                ops::hadamard(self.buffers.row_mut(x.shifted(h * width), t, width));
+            for h in 0..x.count {
+                ops::hadamard(self.buffers.row_mut(x.part(h), t, width));
             }
         }
     }
 
-    fn copy(
-        &mut self,
-        x: View,
-        x_head: usize,
-        out: View,
-        out_head: usize,
-        heads: usize,
-        width: usize,
-        rows: usize,
-    ) {
+    fn copy(&mut self, from: Heads, to: Heads, width: usize, rows: usize) {
         for t in 0..rows {
-            for h in 0..heads {
-                let (from, to) =
-                    self.buffers.pair(x.shifted(h * x_head), out.shifted(h * out_head), t, width);
-                to.copy_from_slice(from);
+            for h in 0..from.count {
+                let (source, target) = self.buffers.pair(from.part(h), to.part(h), t, width);
+                target.copy_from_slice(source);
             }
         }
     }
