@@ -23,14 +23,21 @@ snapshots:
 deny:
     cargo deny check
 
-# Golden logits from transformers (needs Python with torch and transformers: see tools/).
+# Golden numbers of the tests, from independent implementations (Python; each script says what it needs).
 goldens:
-    python3 tools/goldens/make.py
+    python3 tools/goldens/glm_dsa_goldens.py
+    python3 tools/goldens/quant_goldens.py tests/fixtures/quant
+    python3 tools/goldens/tokenizer_goldens.py
 
-# Train the embedded demo model from nothing (needs Python with torch and transformers: see tools/demo_model).
-demo:
-    python3 tools/demo_model/train.py
+# Train the embedded demo model from nothing into WORK and put it in place (Python: tools/demo_model/README.md).
+demo WORK="/tmp/demo_train":
+    mkdir -p {{WORK}}
+    python3 tools/demo_model/tokenizer.py --out {{WORK}}/tokenizer.json
+    python3 tools/demo_model/train.py --tokenizer {{WORK}}/tokenizer.json --out {{WORK}}/run
+    python3 tools/demo_model/export.py --tokenizer {{WORK}}/tokenizer.json --checkpoint {{WORK}}/run/last.pt --package crates/cli/demo/model
+    python3 tools/demo_model/make_items.py --tokenizer {{WORK}}/tokenizer.json --out crates/cli/demo/eval/retrieval.jsonl
 
-# The figures in the README, with their receipt in benches/receipts/.
+# The figures in the README, with their receipt.
 bench-readme:
-    tools/bench_readme.sh
+    cargo build --release
+    python3 tools/bench/resident_vs_floor.py --binary target/release/slotbank --out benches/receipts/demo-resident-vs-floor.json

@@ -155,10 +155,8 @@ fn write_whole(file: &DemoFile, folder: &Path) -> io::Result<()> {
     let name = path.file_name().expect("a file has a name").to_string_lossy();
     // Unique per process, so that unpackers without a lock do not write into each other's file.
     let partial = parent.join(format!(".{name}.{}", std::process::id()));
-    let written = File::create(&partial).and_then(|mut out| {
-        out.write_all(file.bytes)?;
-        out.sync_all()
-    });
+    // Not synced: after a power cut the hash finds what is missing, and a busy disk would make the first start wait.
+    let written = File::create(&partial).and_then(|mut out| out.write_all(file.bytes));
     let moved = written.and_then(|()| replace(&partial, &path));
     if moved.is_err() {
         let _ = fs::remove_file(&partial);

@@ -28,10 +28,10 @@ impl ModelArgs {
 #[command(next_help_heading = "Model")]
 pub(crate) struct ModelPath {
     /// GGUF file (any shard), model folder, sidecar folder, manifest or package file [default: the embedded demo]
-    #[arg(value_name = "MODEL")]
+    #[arg(value_name = "MODEL", help_heading = None::<&'static str>)]
     positional: Option<PathBuf>,
     /// The same as a flag
-    #[arg(short, long = "model", value_name = "MODEL", conflicts_with = "positional")]
+    #[arg(short = 'm', long = "model", value_name = "MODEL", conflicts_with = "positional")]
     flag: Option<PathBuf>,
     /// Folder with the experts, when it cannot be found from MODEL
     #[arg(long, value_name = "DIR", alias = "moe-sidecar")]

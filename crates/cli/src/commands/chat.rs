@@ -26,7 +26,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
     /// Instructions that precede the conversation
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", help_heading = "Conversation")]
     system: Option<String>,
     #[command(flatten)]
     sampling: SamplingArgs,

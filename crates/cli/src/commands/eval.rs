@@ -53,9 +53,9 @@ pub(crate) struct Args {
 }
 
 const AFTER_HELP: &str = "\
---items completes each prompt greedily; an item is right when the completion, leading blanks removed,
-begins with the answer and does not go on with a letter or digit. --sample prints one JSON object per
-completion; completion i uses seed + i.";
+--items completes each prompt greedily; an item is right when the completion, without leading
+blanks, begins with the answer and does not go on with a letter or digit. --sample prints one JSON
+object per completion; completion i uses seed + i.";
 
 #[derive(Debug, Deserialize)]
 struct Item {

@@ -17,7 +17,7 @@ use crate::ui::{self, units};
 /// Copy the routed experts of a model into a sidecar folder
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "SRC stays as it is; a sidecar as SRC is repacked. An interrupted extraction goes on where it ended."
+    after_help = "SRC stays as it is; a sidecar as SRC is repacked. An interrupted extraction goes on where it ended"
 )]
 #[command(
     override_usage = "slotbank extract [OPTIONS] <SRC> <DST>\n       slotbank extract [OPTIONS] -m <SRC> <DST>"

@@ -15,11 +15,11 @@ use crate::ui::error::{Failure, Report};
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Args {
+    /// Token ids, separated by commas
+    #[arg(long, value_name = "IDS", value_delimiter = ',', required = true)]
+    tokens: Vec<u32>,
     #[command(flatten)]
     model: ModelPath,
-    /// Token ids, separated by commas
-    #[arg(long, value_name = "IDS", value_delimiter = ',', required = true, num_args = 1..)]
-    tokens: Vec<u32>,
     #[command(flatten)]
     bank: BankArgs,
     /// JSON is the only output; accepted so that scripts can say it
@@ -31,8 +31,8 @@ pub(crate) struct Args {
 }
 
 const AFTER_HELP: &str = "\
-prints one object, {\"n_vocab\":N,\"tokens\":[…],\"logits\":[[…],…]}; every number reads back as exactly the
-32-bit float that was computed";
+prints one object, {\"n_vocab\":N,\"tokens\":[…],\"logits\":[[…],…]}; every number reads back as exactly
+the 32-bit float that was computed";
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let model = session::open(args.model.path(), args.model.sidecar.as_deref())?;

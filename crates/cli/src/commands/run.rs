@@ -18,7 +18,7 @@ use crate::ui::{self, Paint};
 /// Continue a text
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "The continuation alone goes to standard output; the memory plan and the figures go to standard error."
+    after_help = "the continuation alone goes to standard output, the memory plan and the figures to standard error"
 )]
 pub(crate) struct Args {
     /// Text to continue; `-`, or nothing with piped input, reads it from standard input

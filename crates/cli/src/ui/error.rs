@@ -165,7 +165,13 @@ impl From<experts::Error> for Failure {
             }
             other => new(&other.to_string()),
         };
-        with_hint(report, error.hint())
+        let hint = match (&error, error.hint()) {
+            (E::DoesNotFit { floor, .. }, Some(hint)) => {
+                Some(format!("{hint}, or {floor} slots per layer (`--bank {floor}`)"))
+            }
+            (_, hint) => hint,
+        };
+        with_hint(report, hint)
     }
 }
 
@@ -209,7 +215,9 @@ impl From<text::Error> for Failure {
             text::Fault::Usage => Class::Usage,
             _ => Class::Internal,
         };
-        with_hint(Report::new(class, error.to_string()), error.hint())
+        let broken = "`slotbank verify` checks the model files; if they are sound, please report this";
+        let hint = error.hint().or_else(|| (class == Class::Internal).then(|| broken.to_owned()));
+        with_hint(Report::new(class, error.to_string()), hint)
     }
 }
 

@@ -2,7 +2,19 @@
 
 use std::fs;
 
-use crate::support::{Place, gguf, package, silent, transcript};
+use crate::support::{Place, gguf, package, silent, talking, transcript};
+
+/// Numbers that cannot be right are our problem until shown otherwise; no bad input may come out as text.
+#[test]
+fn logits_that_are_no_numbers_are_1() {
+    let place = Place::new();
+    let mut toy = talking();
+    toy.constants.push(("output_norm.weight".into(), f32::NAN));
+    toy.write(&place.path("m.gguf"));
+    transcript!("internal-broken-logits", place.run("run Hello -m m.gguf -q").expect(1));
+    let done = place.run("logits m.gguf --tokens 1,2 -q").expect(1);
+    assert!(done.stderr.contains("not finite"), "{}", done.stderr);
+}
 
 #[test]
 fn usage_is_2() {
@@ -11,7 +23,8 @@ fn usage_is_2() {
     transcript!("usage-bad-bank", place.run("run Hello --bank many").expect(2));
     transcript!("usage-no-such-file", place.run("plan absent.gguf").expect(2));
     transcript!("usage-empty-prompt", place.run_args(&["run", ""]).expect(2));
-    place.run("plan a.gguf -m b.gguf").expect(2);
+    let done = place.run("plan a.gguf -m b.gguf").expect(2);
+    assert!(done.stderr.contains("cannot be used with"), "{}", done.stderr);
     place.run("run Hello --temp -1").expect(2);
     place.run("run Hello --top-p 2").expect(2);
     place.run("logits").expect(2);

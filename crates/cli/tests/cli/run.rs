@@ -171,6 +171,17 @@ fn trace_and_dump_are_json_lines_of_every_routed_call() {
 }
 
 #[test]
+fn every_command_takes_the_model_after_m_too() {
+    let place = Place::new();
+    package(&place, "m");
+    for command in ["plan", "inspect", "verify -q", "logits --tokens 1 -q"] {
+        let by_flag = place.run(&format!("{command} -m m")).expect(0).stdout;
+        // The words of a command end where its flags begin, so the model can come last.
+        assert_eq!(place.run(&format!("{command} m")).expect(0).stdout, by_flag);
+    }
+}
+
+#[test]
 fn the_forks_spellings_work() {
     let place = Place::new();
     let package = package(&place, "m");
