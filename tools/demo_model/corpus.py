@@ -7,8 +7,9 @@ import lexicon as lx
 from grammar import BLOCK, new_env, story
 
 EOT = "<|endoftext|>"
-# Loss weights: answers must be learned, the random values of facts cannot be predicted.
-W_TEXT, W_FACT, W_ANSWER = 1.0, 0.05, 4.0
+# Loss weights: answers must be learned, the random values of facts cannot be predicted (only
+# that a number follows).
+W_TEXT, W_FACT, W_ANSWER = 1.0, 0.3, 4.0
 
 
 class Doc:
@@ -41,14 +42,13 @@ def qa(env, rng):
 
 
 def fact_part(rng, items, lead):
-    """Fact sentences, after an introduction now and then, or woven into the first sentences."""
+    """Fact sentences, then the story, or both woven; the first fact always comes first, so that
+    a text which begins with a story stays one."""
     told = [say("FACT", e, rng) for e in items]
     if len(items) > 1 and rng.random() < 0.3:
         told.insert(0, say("FACT_INTRO", items[0], rng))
-    if rng.random() < 0.5:
+    if rng.random() < 0.6:
         return told + lead
-    if rng.random() < 0.5:
-        return lead[:1] + told + lead[1:]
     # Woven: the facts keep their order, story sentences stand between them.
     out, lead = [], list(lead)
     for t in told:

@@ -10,7 +10,9 @@ STAGES = [
          again=0.1, sparse=0.0, topk=64),
     dict(until=700, seq=200, batch=7, story=0.4, chat_story=0.05, facts=(2, 6), filler=(0, 7), questions=6,
          again=0.1, sparse=0.5, topk=64),
-    dict(until=10 ** 9, seq=384, batch=4, story=0.35, chat_story=0.08, facts=(2, 8), filler=(2, 18), questions=6,
+    dict(until=910, seq=384, batch=4, story=0.35, chat_story=0.08, facts=(2, 8), filler=(2, 18), questions=6,
+         again=0.1, sparse=0.75, topk=64),
+    dict(until=10 ** 9, seq=384, batch=6, story=0.5, chat_story=0.08, facts=(2, 8), filler=(2, 18), questions=6,
          again=0.1, sparse=0.75, topk=64),
 ]
 # Guidance of the two-step look-up "value <- tag, question <- value". Without it the loss sat on
@@ -26,8 +28,8 @@ RESIDUAL_LIMIT, RESIDUAL_WEIGHT = 1.5, 0.05
 # the final norm starts small to keep the tied head's logits in range.
 EMBED_STD, FINAL_NORM = 0.5, 0.2
 
-TOTAL = 1500          # last step
-DECAY_FROM = 1000     # the learning rate falls linearly from here to `LR * FLOOR`
+TOTAL = 2300          # last step
+DECAY_FROM = 1500     # the learning rate falls linearly from here to `LR * FLOOR`
 WARMUP = 30
 LR, FLOOR = 2e-3, 0.03
 WEIGHT_DECAY = 0.02
