@@ -35,6 +35,7 @@ demo WORK="/tmp/demo_train":
     python3 tools/demo_model/tokenizer.py --out {{WORK}}/tokenizer.json
     python3 tools/demo_model/train.py --tokenizer {{WORK}}/tokenizer.json --out {{WORK}}/run
     python3 tools/demo_model/export.py --tokenizer {{WORK}}/tokenizer.json --checkpoint {{WORK}}/run/last.pt --package crates/cli/demo/model
+    cargo run --release -- verify crates/cli/demo/model --write-sums
     python3 tools/demo_model/make_items.py --tokenizer {{WORK}}/tokenizer.json --out crates/cli/demo/eval/retrieval.jsonl
 
 # The figures in the README, with their receipt.
