@@ -299,16 +299,15 @@ impl BankPlan {
         most_experts(&self.layers) as usize
     }
 
-    /// One line for people.
+    /// One line for people; the bytes are [`BankPlan::arena_bytes`].
     pub fn summary(&self) -> String {
         let (layers, slots) = (self.layers.len(), self.slots_total());
         let experts: u64 = self.layers.iter().map(|layer| u64::from(layer.n_expert)).sum();
-        let bytes = human_bytes(self.arena_bytes);
         if self.resident {
-            return format!("{bytes}: all {experts} experts of {layers} layers resident");
+            return format!("all {experts} experts of {layers} layers resident");
         }
         let floor = human_bytes(self.floor_bytes);
-        format!("{bytes}: {slots} slots for {experts} experts of {layers} layers, floor {floor}")
+        format!("{slots} slots for {experts} experts of {layers} layers, floor {floor}")
     }
 }
 
