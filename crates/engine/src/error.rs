@@ -92,6 +92,10 @@ pub enum Error {
         needed_bytes: u64,
         /// Bytes that may be used.
         available_bytes: u64,
+        /// Name and bytes of every part.
+        parts: Vec<(&'static str, u64)>,
+        /// The largest bank that would fit beside the rest; `None` when not even its floor does.
+        largest_bank_bytes: Option<u64>,
     },
     /// A file that slotbank writes (trace, dump) could not be written.
     #[error("cannot write {path}: {source}")]
@@ -143,10 +147,14 @@ impl Error {
             Self::MissingTensor { .. } => {
                 Some("the file may be incomplete; `slotbank inspect` lists what is missing".into())
             }
-            Self::ContextFull { .. } => Some("raise the context with `-c`, or shorten the prompt".into()),
-            Self::DoesNotFit { .. } => {
-                Some("lower `--bank` or `-c`; `slotbank plan` shows what each part needs".into())
+            Self::DoesNotFit { largest_bank_bytes: Some(bytes), .. } => {
+                let (size, unit) = if *bytes < 1 << 30 { (bytes >> 10, "KiB") } else { (bytes >> 20, "MiB") };
+                Some(format!("`--bank {size}{unit}` is the largest that fits; a smaller `-c` leaves more"))
             }
+            Self::ContextFull { .. } => Some("raise the context with `-c`, or shorten the prompt".into()),
+            Self::DoesNotFit { .. } => Some(
+                "not even the smallest bank fits beside the rest; lower `-c`, or use a smaller model".into(),
+            ),
             Self::Shape { .. } | Self::Metadata { .. } => {
                 Some("the file is damaged or was converted by an incompatible tool".into())
             }

@@ -53,9 +53,22 @@ impl MemoryPlan {
         let rows = rows(&info, options, &ledger, bank.as_ref());
         let total_bytes = rows.iter().map(|row| row.bytes).sum();
         if total_bytes > available_bytes {
-            return Err(Error::DoesNotFit { needed_bytes: total_bytes, available_bytes });
+            return Err(does_not_fit(&rows, bank.as_ref(), available_bytes));
         }
         Ok(Self { rows, total_bytes, available_bytes, bank, model: info })
+    }
+}
+
+/// Says what takes how much, and the largest bank that would fit.
+fn does_not_fit(rows: &[PlanRow], bank: Option<&BankPlan>, available_bytes: u64) -> Error {
+    let needed_bytes: u64 = rows.iter().map(|row| row.bytes).sum();
+    let without_bank = needed_bytes - bank.map_or(0, BankPlan::arena_bytes);
+    let room = available_bytes.saturating_sub(without_bank);
+    Error::DoesNotFit {
+        needed_bytes,
+        available_bytes,
+        parts: rows.iter().map(|row| (row.name, row.bytes)).collect(),
+        largest_bank_bytes: bank.and_then(|bank| (room >= bank.floor_bytes()).then_some(room)),
     }
 }
 

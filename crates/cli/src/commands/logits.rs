@@ -42,8 +42,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let mut sequence = engine.new_sequence()?;
     let mut out = BufWriter::new(std::io::stdout().lock());
     // Rows go out as they come: a long list of positions times a real vocabulary is gigabytes of text.
-    let mut written =
-        write!(out, "{{\"n_vocab\":{n_vocab},\"tokens\":{},\"logits\":[", serde_json::json!(args.tokens));
+    // Nothing is printed before the first row is there: an error leaves standard output empty.
+    let head = format!("{{\"n_vocab\":{n_vocab},\"tokens\":{},\"logits\":[", serde_json::json!(args.tokens));
+    let mut written = Ok(());
     let mut broken = None;
     engine.forward(&mut sequence, &args.tokens, Want::All, &mut |position, row| {
         // JSON has no word for NaN or infinity, and a broken row must not pass for a result.
@@ -51,7 +52,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
             broken.get_or_insert(position);
         }
         if written.is_ok() {
-            written = write_row(&mut out, position, row);
+            written = write_row(&mut out, if position == 0 { &head } else { "," }, row);
         }
     })?;
     written.and_then(|()| writeln!(out, "]}}")).and_then(|()| out.flush()).map_err(Failure::stdout)?;
@@ -67,9 +68,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     }
 }
 
-fn write_row(out: &mut impl Write, position: usize, row: &[f32]) -> std::io::Result<()> {
-    if position > 0 {
-        out.write_all(b",")?;
-    }
+fn write_row(out: &mut impl Write, before: &str, row: &[f32]) -> std::io::Result<()> {
+    out.write_all(before.as_bytes())?;
     serde_json::to_writer(out, row).map_err(std::io::Error::from)
 }

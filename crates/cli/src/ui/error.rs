@@ -189,10 +189,15 @@ impl From<engine::Error> for Failure {
                         new(&format!("architecture `{found}` is not supported"))
                             .place(path.display().to_string())
                     }
-                    E::DoesNotFit { needed_bytes, available_bytes } => {
+                    E::DoesNotFit { needed_bytes, available_bytes, parts, .. } => {
+                        let parts: Vec<_> = parts
+                            .iter()
+                            .map(|(name, bytes)| format!("{name} {}", units::bytes(*bytes)))
+                            .collect();
                         new("the model does not fit into memory").why(format!(
-                            "{} needed, {} available",
+                            "{} needed ({}), {} available",
                             units::bytes(*needed_bytes),
+                            parts.join(", "),
                             units::bytes(*available_bytes)
                         ))
                     }
