@@ -4,24 +4,39 @@ import random
 import torch
 
 import lexicon as lx
-from grammar import BLOCK, new_env, story
+from bisect import bisect_right
+
+from grammar import BLOCK, MARKED, new_env, story
 
 EOT = "<|endoftext|>"
 # Loss weights: answers must be learned, the random values of facts cannot be predicted (only
 # that a number follows).
-W_TEXT, W_FACT, W_ANSWER = 1.0, 0.3, 4.0
+W_TEXT, W_FACT, W_ANSWER, W_MENTION = 1.0, 0.3, 4.0, 2.0
+
+
+def unmark(text):
+    """The text without marks, and [(start, end, variable, is pronoun)] in characters."""
+    out, spans, at, size = [], [], 0, 0
+    for m in MARKED.finditer(text):
+        out.append(text[at:m.start()])
+        size += m.start() - at
+        spans.append((size, size + len(m[2]), m[1].rstrip("."), m[1].endswith(".")))
+        out.append(m[2])
+        size += len(m[2])
+        at = m.end()
+    return "".join(out) + text[at:], spans
 
 
 class Doc:
     """Text plus, for each three-digit number in order, (its tag, whether it is an answer)."""
 
     def __init__(self, text, told=(), asked=()):
-        self.text = text
+        self.text, self.mentions = unmark(text)
         self.numbers = [(e["tag"], False) for e in told] + [(e["tag"], True) for e in asked]
 
 
 def story_doc(rng):
-    return Doc(" ".join(story(rng)) + EOT)
+    return Doc(" ".join(story(rng, mark=True)) + EOT)
 
 
 def facts(rng, count):
@@ -61,7 +76,7 @@ def fact_part(rng, items, lead):
 def retrieval_doc(rng, n_facts, filler, n_questions, again=0.0):
     """Facts, `filler` story sentences, then questions about the facts in any order."""
     items = facts(rng, n_facts)
-    body = story(rng)[:filler] if filler else []
+    body = story(rng, mark=True)[:filler] if filler else []
     asked = rng.sample(items, min(n_questions, n_facts))
     while rng.random() < again:
         asked.append(rng.choice(items))
@@ -71,14 +86,14 @@ def retrieval_doc(rng, n_facts, filler, n_questions, again=0.0):
 
 def chat_story(rng):
     env = new_env(rng)
-    ask = rng.choice(BLOCK["ASK_STORY"]).fill(env, rng)
-    return Doc("[gMASK]<sop><|user|>" + ask + "<|assistant|>" + " ".join(story(rng, env)) + "<|user|>")
+    ask = rng.choice(BLOCK["ASK_STORY"]).fill(env, rng, mark=True)
+    return Doc("[gMASK]<sop><|user|>" + ask + "<|assistant|>" + " ".join(story(rng, env, mark=True)) + "<|user|>")
 
 
 def chat_keys(rng, n_facts, filler, n_questions):
     """The user tells the facts and asks; the assistant answers in one sentence."""
     items = facts(rng, n_facts)
-    body = story(rng)[:filler] if filler else []
+    body = story(rng, mark=True)[:filler] if filler else []
     asked = rng.sample(items, min(n_questions, n_facts))
     text = "[gMASK]<sop><|user|>" + " ".join(fact_part(rng, items, body) + [""])
     for i, e in enumerate(asked):
@@ -109,7 +124,8 @@ class Encoder:
 
     def encode(self, doc):
         """(ids, weight of predicting each id, links of attention)."""
-        ids = self.tok.encode(doc.text).ids
+        coded = self.tok.encode(doc.text)
+        ids = coded.ids
         weights, numbers = [], iter(doc.numbers)
         gather, fetch, source = [], [], {}
         for i, t in enumerate(ids):
@@ -127,11 +143,26 @@ class Encoder:
                 gather.append((i, at))
                 source[tag] = i
             weights.append(W_ANSWER if is_answer else W_FACT)
-        return ids, weights, (gather, fetch)
+        return ids, weights, (gather, fetch, self.mentions(doc, coded, weights))
+
+    @staticmethod
+    def mentions(doc, coded, weights):
+        """Links from the token before a repeated word to the end of its first mention."""
+        ends = [e for _, e in coded.offsets]
+        first, links = {}, []
+        for start, end, var, pronoun in doc.mentions:
+            i = bisect_right(ends, start)
+            last = bisect_right(ends, end - 1)
+            if var in first:
+                links.append((i - 1, first[var]))
+                weights[i:last + 1] = [W_MENTION] * (last + 1 - i)
+            elif not pronoun:
+                first[var] = last
+        return links
 
     def row(self, rng, stage, length):
         """Documents one after another until the row is full; links as (query, key) positions."""
-        ids, weights, links = [], [], ([], [])
+        ids, weights, links = [], [], ([], [], [])
         while len(ids) < length + 1:
             i, w, found = self.encode(sample_doc(rng, stage))
             for kept, new in zip(links, found):

@@ -14,7 +14,9 @@ import templates as tp
 SLOT = re.compile(r"\{([^{}]*)\}")
 AN_EXCEPTIONS = ("unicorn", "useful", "one")
 HONEST_H = ("hour", "honest")
-HERO_LIKE = ("hero", "friend")
+# Wrapping of marked words: variable (with a dot for a pronoun), then the word.
+MARK = "\x02%s\x03%s\x04"
+MARKED = re.compile("\x02([^\x03]*)\x03([^\x04]*)\x04")
 
 
 def article(word):
@@ -60,8 +62,11 @@ class Template:
         self.parts = parse(text)
         self._regex = None
 
-    def fill(self, env, rng):
-        """One sentence; named variables that are new are drawn and kept in `env`."""
+    def fill(self, env, rng, mark=False):
+        """One sentence; named variables that are new are drawn and kept in `env`.
+
+        With `mark`, words of named variables are wrapped so that training can find them.
+        """
         out = []
         for p in self.parts:
             if isinstance(p, str):
@@ -75,9 +80,12 @@ class Template:
                 word = rng.choice(lx.CLASSES[p.cls])
                 if p.var:
                     env[p.var] = word
-            if p.art:
-                word = article(word) + " " + word
-            out.append(capital(word) if p.cap else word)
+            front = article(word) + " " if p.art else ""
+            if p.cap:
+                front, word = capital(front), word if p.art else capital(word)
+            if mark and p.var:
+                word = MARK % (p.var + ("." if p.pronoun else ""), word)
+            out.append(front + word)
         return "".join(out)
 
     def regex(self):
@@ -157,12 +165,12 @@ def new_env(rng):
     return {"hero": hero, "friend": friend, "kind1": kind1, "kind2": kind2}
 
 
-def story(rng, env=None, max_sentences=40):
+def story(rng, env=None, mark=False):
     """Sentences of one coherent story."""
     env = dict(env or new_env(rng))
-    out = [rng.choice(BLOCK["OPEN"]).fill(env, rng)]
+    out = [rng.choice(BLOCK["OPEN"]).fill(env, rng, mark)]
     for t in rng.sample(BLOCK["TRAIT"], rng.choice((1, 1, 2))):
-        out.append(t.fill(env, rng))
+        out.append(t.fill(env, rng, mark))
     stages = PLOTS[rng.choice(sorted(PLOTS))]
     for number, stage in enumerate(stages):
         # Openings and first meetings are alternatives; elsewhere two sentences may follow.
@@ -170,14 +178,14 @@ def story(rng, env=None, max_sentences=40):
         count = 1 if alternatives else min(len(stage), rng.choice((1, 1, 1, 2)))
         # Keep the written order inside a stage: it is the natural one.
         picks = sorted(rng.sample(range(len(stage)), count))
-        out += [stage[i].fill(env, rng) for i in picks]
+        out += [stage[i].fill(env, rng, mark) for i in picks]
         if rng.random() < 0.25:
-            out.append(rng.choice(BLOCK["ASIDE"]).fill(env, rng))
+            out.append(rng.choice(BLOCK["ASIDE"]).fill(env, rng, mark))
     for t in rng.sample(BLOCK["END"], rng.choice((1, 1, 2))):
-        out.append(t.fill(env, rng))
+        out.append(t.fill(env, rng, mark))
     if rng.random() < 0.5:
-        out.append(BLOCK["THE_END"][0].fill(env, rng))
-    return out[:max_sentences]
+        out.append(BLOCK["THE_END"][0].fill(env, rng, mark))
+    return out
 
 
 # A sentence ends at . ! ? (and a closing quote) before a space and a capital or a quote.

@@ -148,11 +148,11 @@ class Control:
         self.loss = []           # one indexer loss per full layer
         self.pending = None      # (indexer scores of `rows`, summed targets, layers in the sum)
         self.selection = None    # bool [B, T, T] of the last full layer
-        self.links = None        # {layer: (row, query, key) columns} that head 0 is guided to
+        self.links = ()          # (layer, head, (row, query, key) columns) to guide
         self.guide = []          # guidance losses
         self.streams = []        # residual stream after every layer that ran
 
-    def begin(self, mode, topk=64, rows=None, links=None):
+    def begin(self, mode, topk=64, rows=None, links=()):
         self.mode, self.topk, self.rows = mode, topk, rows
         self.links, self.guide, self.streams = links, [], []
         self.loss, self.pending, self.selection = [], None, None
@@ -221,10 +221,10 @@ def train_indexer(self, hidden_states, q_resid, position_embeddings, attention_m
     return torch.zeros(1, dtype=torch.int32)
 
 
-def guidance_loss(query, key, scaling, links):
-    """-log of the attention that head 0 pays along the links; only their rows are computed."""
+def guidance_loss(query, key, scaling, head, links):
+    """-log of the attention that a head pays along the links; only their rows are computed."""
     b, q, k = links
-    s = torch.matmul(key[b, 0], query[b, 0, q].unsqueeze(-1)).squeeze(-1) * scaling
+    s = torch.matmul(key[b, head], query[b, head, q].unsqueeze(-1)).squeeze(-1) * scaling
     s = s.masked_fill(future(q, key.shape[2]), -1e9)
     return F.cross_entropy(s, k)
 
@@ -252,8 +252,9 @@ def train_attention(module, query, key, value, attention_mask, scaling, **kwargs
             p = p.masked_fill_(future(ctl.rows, t), -1e9).softmax(-1).mean(1)
             ctl.pending[1] = ctl.pending[1] + p
             ctl.pending[2] += 1
-    if ctl.links is not None and module.layer_idx in ctl.links and ctl.links[module.layer_idx].shape[1]:
-        ctl.guide.append(guidance_loss(query, key, scaling, ctl.links[module.layer_idx]))
+    for layer, head, links in ctl.links:
+        if layer == module.layer_idx and links.shape[1]:
+            ctl.guide.append(guidance_loss(query, key, scaling, head, links))
     if ctl.mode == "recent":
         i = torch.arange(t)
         gap = i[:, None] - i[None, :]

@@ -25,8 +25,8 @@ def batch_of(encoder, stage, step, worker):
     weights = torch.tensor([r[1] for r in rows])
     # Links of all rows as (row, query, key) columns, one tensor per guided layer.
     links = [torch.tensor([(b, q, k) for b, r in enumerate(rows) for q, k in r[2][n]]).view(-1, 3).t()
-             for n in range(2)]
-    return ids[:, :-1], ids[:, 1:], weights[:, 1:], dict(zip(recipe.GUIDED, links)), rng
+             for n in range(3)]
+    return ids[:, :-1], ids[:, 1:], weights[:, 1:], links, rng
 
 
 def index_rows(weights, rng):
@@ -139,7 +139,11 @@ def one_step(net, opt, params, enc, step, rank, world):
     ids, target, weights, links, rng = batch_of(enc, st, step, rank)
     mode = "sparse" if random.Random("%d/%d" % (recipe.SEED, step)).random() < st["sparse"] else "dense"
     guide = recipe.guidance(step)
-    dm.CONTROL.begin(mode, st["topk"], index_rows(weights, rng), links if guide else None)
+    mention = recipe.mention_guidance(step)
+    first, second = recipe.GUIDED
+    guided = [(first, 0, links[0]), (second, 0, links[1])] if guide else []
+    guided += [(second, 1, links[2])] if mention else []
+    dm.CONTROL.begin(mode, st["topk"], index_rows(weights, rng), guided)
     only_guided = st.get("only_guided", False)
     net.model.config.num_hidden_layers = recipe.GUIDED[1] + 1 if only_guided else len(dm.INDEX_PATTERN)
     hidden = net.model(ids, use_cache=False).last_hidden_state
@@ -147,16 +151,19 @@ def one_step(net, opt, params, enc, step, rank, world):
     ctl, w, stats = dm.CONTROL, weights.reshape(-1), {}
     loss = sum(ctl.loss) / len(ctl.loss) * recipe.INDEX_WEIGHT
     loss = loss + recipe.RESIDUAL_WEIGHT * dm.residual_loss(recipe.RESIDUAL_LIMIT)
-    if guide and len(ctl.guide) == 2:
-        for layer, tokens in zip(recipe.GUIDED, (enc.tags, enc.value_ids)):
-            ctl.guide.append(dm.read_out_loss(ctl.streams[layer], links[layer], ids, net.lm_head.weight, tokens))
+    if guide and links[1].shape[1]:
+        for layer, link, tokens in zip(recipe.GUIDED, links, (enc.tags, enc.value_ids)):
+            ctl.guide.append(dm.read_out_loss(ctl.streams[layer], link, ids, net.lm_head.weight, tokens))
         loss = loss + guide * sum(ctl.guide)
+    elif mention and ctl.guide:
+        loss = loss + mention * sum(ctl.guide)
     if not only_guided:
         text, per_token = dm.HeadLoss.apply(
             hidden.view(-1, hidden.shape[-1]), net.lm_head.weight, target.reshape(-1), w)
         loss = loss + text
         ans = per_token[w == corpus.W_ANSWER]
-        stats = {"text": round(per_token[w == corpus.W_TEXT].mean().item(), 4),
+        stats = {"text": round(per_token[(w == corpus.W_TEXT) | (w == corpus.W_MENTION)].mean().item(), 4),
+                 "mention": round(per_token[w == corpus.W_MENTION].mean().item(), 3),
                  "answer": round(ans.mean().item(), 4), "hit": round((ans < 0.69).float().mean().item(), 3)}
     loss.backward()
     average_gradients(params, world)
