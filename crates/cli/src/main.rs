@@ -6,6 +6,7 @@ mod args;
 mod commands;
 mod demo;
 mod folders;
+mod generation;
 mod interrupt;
 mod session;
 mod ui;
@@ -14,9 +15,8 @@ use std::panic::AssertUnwindSafe;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use args::{Cli, Command};
 use clap::Parser;
-use commands::{chat, eval, extract, inspect, logits, plan, run, verify};
+use commands::{Cli, Command, chat, eval, extract, inspect, logits, plan, run, verify};
 use ui::error::{Failure, Report};
 
 fn main() -> ExitCode {

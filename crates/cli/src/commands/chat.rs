@@ -12,8 +12,8 @@ use files::Class;
 use rustyline::error::ReadlineError;
 use text::{Message, RenderOptions, Tokenizer, chat::encode};
 
-use super::run::{Printer, describe, generate, tokenizer};
 use crate::args::{BankArgs, ModelArgs, SamplingArgs};
+use crate::generation::{Printer, describe, generate, tokenizer};
 use crate::session::{self, Session};
 use crate::ui::error::{Failure, Report};
 use crate::ui::stats::{RunStats, finish_note};

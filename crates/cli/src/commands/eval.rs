@@ -14,8 +14,8 @@ use files::Class;
 use serde::{Deserialize, Serialize};
 use text::{Specials, Tokenizer};
 
-use super::run::{Printer, generate, tokenizer};
 use crate::args::{BankArgs, ModelPath, SamplingArgs};
+use crate::generation::{Printer, generate, tokenizer};
 use crate::session::{self, Session};
 use crate::ui::error::{Failure, Report};
 use crate::ui::progress::Bar;

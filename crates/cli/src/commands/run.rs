@@ -2,15 +2,14 @@
 
 use std::io::{IsTerminal, Read, Write};
 use std::process::ExitCode;
-use std::sync::atomic::Ordering;
 
-use engine::{Finish, GenerateOptions, Generation};
+use engine::{Finish, GenerateOptions};
 use files::Class;
 use text::Specials;
 
 use crate::args::{BankArgs, ModelArgs, SamplingArgs};
-use crate::interrupt::Generating;
-use crate::session::{self, Session};
+use crate::generation::{Printer, describe, generate, tokenizer};
+use crate::session;
 use crate::ui::error::{Failure, Report};
 use crate::ui::stats::{RunStats, finish_note};
 use crate::ui::{self, Paint};
@@ -125,92 +124,4 @@ fn prompt(args: &Args) -> Result<String, Failure> {
         return Err(Failure::usage("the prompt is empty", "slotbank run \"Once upon a time\""));
     }
     Ok(text)
-}
-
-/// Models without a vocabulary can be computed with, but not talked to.
-pub(crate) fn tokenizer(session: &Session) -> Result<std::sync::Arc<text::Tokenizer>, Failure> {
-    session.engine.tokenizer().cloned().ok_or_else(|| {
-        Report::new(
-            Class::Unsupported,
-            "this model carries no tokenizer, so it can neither read nor write text",
-        )
-        .hint("`slotbank logits MODEL --tokens …` runs token ids")
-        .into()
-    })
-}
-
-/// The parts of the figures that do not depend on what was generated.
-pub(crate) fn describe(session: &Session) -> RunStats {
-    let stats = session.engine.stats();
-    RunStats { reader: stats.reader, backend: stats.backend, ..RunStats::default() }
-}
-
-/// One generation that Ctrl-C or a closed stdout can stop.
-pub(crate) fn generate(
-    session: &mut Session,
-    sequence: &mut engine::Sequence,
-    prompt: &[u32],
-    options: &GenerateOptions,
-    printer: &mut Printer,
-) -> Result<Generation, Failure> {
-    let generating = Generating::begin();
-    let stop = generating.stop_flag();
-    let generation = session.engine.generate(sequence, prompt, options, stop, &mut |token| {
-        if printer.push(token).is_err() {
-            stop.store(true, Ordering::Relaxed);
-        }
-    })?;
-    Ok(generation)
-}
-
-/// Turns tokens into text on stdout, complete characters only, each as soon as it is known.
-pub(crate) struct Printer {
-    detokenizer: text::Detokenizer,
-    stream: bool,
-    text: String,
-    emitted: u64,
-    failed: Option<std::io::Error>,
-}
-
-impl Printer {
-    pub(crate) fn new(tokenizer: &std::sync::Arc<text::Tokenizer>, stream: bool) -> Self {
-        Self {
-            detokenizer: text::Detokenizer::new(tokenizer.clone()),
-            stream,
-            text: String::new(),
-            emitted: 0,
-            failed: None,
-        }
-    }
-
-    /// Fails once stdout cannot be written.
-    pub(crate) fn push(&mut self, token: u32) -> Result<(), ()> {
-        self.emitted += 1;
-        let piece = self.detokenizer.push(token);
-        self.text.push_str(piece);
-        if self.stream && self.failed.is_none() && !piece.is_empty() {
-            self.failed = write_now(piece).err();
-        }
-        if self.failed.is_some() { Err(()) } else { Ok(()) }
-    }
-
-    /// The whole text and the number of tokens behind it; ends the line on stdout.
-    pub(crate) fn finish(mut self) -> Result<(String, u64), Failure> {
-        let rest = self.detokenizer.finish();
-        self.text.push_str(rest);
-        if self.stream && self.failed.is_none() {
-            let end = if self.text.ends_with('\n') { "" } else { "\n" };
-            self.failed = write_now(&format!("{rest}{end}")).err();
-        }
-        match self.failed {
-            None => Ok((self.text, self.emitted)),
-            Some(error) => Err(Failure::stdout(error)),
-        }
-    }
-}
-
-fn write_now(text: &str) -> std::io::Result<()> {
-    let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes())?;
-    out.flush()
 }
