@@ -25,7 +25,7 @@ mod shared;
 
 pub use activation::Activation;
 pub use aligned::AlignedBuf;
-pub use format::{Dequantize, Dot, Format, Kernel, Quantize};
+pub use format::{Dequantize, Format, Kernel, Kernels, Quantize, Rows, TILE_COLUMNS, TILE_ROWS, Tile};
 pub use isa::{Isa, IsaError};
 pub use matmul::{matmul, matmul_batched};
 pub use pool::Pool;

@@ -3,10 +3,12 @@
 //! Inside a weight row all activation rows are visited, so the weights stay in the first-level cache. A result depends only on
 //! its weight row and its activation row.
 
-use crate::{Kernel, Pool, SharedMut};
+use crate::{Kernel, Pool, SharedMut, TILE_COLUMNS, TILE_ROWS};
 
 /// A task has at least this many weights times activations, so that claiming it costs little beside it.
 const TASK_PRODUCTS: usize = 1 << 15;
+/// Weight rows that several activation rows pass by, one call of a kernel each.
+const ROWS_TOGETHER: usize = 4;
 
 /// `y[r, o] = weights[o] · x[r]` for `n_rows` activation rows and `n_out` weight rows of `n_in` elements.
 ///
@@ -55,17 +57,56 @@ pub fn matmul_batched(
     if y.is_empty() {
         return;
     }
-    let rows_per_task = rows_per_task(pool.threads(), total, n_in * n_rows);
     let y = SharedMut::new(y);
+    if n_batch == 1 && kernel.prefers_tiles(n_rows) {
+        return tiles(pool, kernel, weights, n_in, n_out, x, n_rows, &y);
+    }
+    let rows_per_task = rows_per_task(pool.threads(), total, n_in * n_rows);
     pool.run(total.div_ceil(rows_per_task), &|task| {
-        let from = task * rows_per_task;
-        for row in from..total.min(from + rows_per_task) {
-            let w = &weights[row * row_bytes..][..row_bytes];
-            let b = row / n_out;
+        let last = total.min((task + 1) * rows_per_task);
+        let mut row = task * rows_per_task;
+        while row < last {
+            // A few rows at a time stay in the first-level cache while the activations pass by.
+            let (b, count) = (row / n_out, (last - row).min(n_out - row % n_out).min(ROWS_TOGETHER));
+            let w = &weights[row * row_bytes..][..count * row_bytes];
             for r in 0..n_rows {
-                let value = kernel.dot(w, &x[(r * n_batch + b) * x_bytes..][..x_bytes], n_in);
-                // SAFETY: element (r, row) belongs to the only task that has this weight row.
-                unsafe { y.write(r * total + row, value) };
+                // SAFETY: elements (r, row..) belong to the only task that has these weight rows.
+                let y = unsafe { y.part(r * total + row, count) };
+                kernel.rows(w, &x[(r * n_batch + b) * x_bytes..][..x_bytes], n_in, y);
+            }
+            row += count;
+        }
+    });
+}
+
+/// Many activation rows: tiles of weight rows, unpacked once per [`TILE_COLUMNS`] of them.
+#[expect(clippy::too_many_arguments, reason = "three slices with their shapes")]
+fn tiles(
+    pool: &Pool,
+    kernel: Kernel,
+    weights: &[u8],
+    n_in: usize,
+    n_out: usize,
+    x: &[u8],
+    n_rows: usize,
+    y: &SharedMut<'_, f32>,
+) {
+    let (row_bytes, x_bytes) = (kernel.row_bytes(n_in), kernel.x_bytes(n_in));
+    pool.run(n_out.div_ceil(TILE_ROWS), &|task| {
+        let row = task * TILE_ROWS;
+        let count = TILE_ROWS.min(n_out - row);
+        let w = &weights[row * row_bytes..][..count * row_bytes];
+        let mut columns: [&[u8]; TILE_COLUMNS] = [&[]; TILE_COLUMNS];
+        let mut tile = [[0.0; TILE_ROWS]; TILE_COLUMNS];
+        for first in (0..n_rows).step_by(TILE_COLUMNS) {
+            let n = TILE_COLUMNS.min(n_rows - first);
+            for (c, column) in columns[..n].iter_mut().enumerate() {
+                *column = &x[(first + c) * x_bytes..][..x_bytes];
+            }
+            kernel.tile(w, count, &columns[..n], n_in, &mut tile[..n]);
+            for (c, values) in tile[..n].iter().enumerate() {
+                // SAFETY: elements (first + c, row..) belong to the only task that has these weight rows.
+                unsafe { y.part((first + c) * n_out + row, count) }.copy_from_slice(&values[..count]);
             }
         }
     });

@@ -18,9 +18,9 @@ pub(super) static FORMAT: Format = Format {
     activation: Activation::F32,
     dequantize: floats::dequantize::<Bf16, 2>,
     quantize: Some(quantize),
-    scalar: floats::dot::<Bf16, 2>,
-    avx2: on_x86!(x86::floats::dot_avx2::<Bf16, 2>),
-    avx512: on_x86!(x86::floats::dot_avx512::<Bf16, 2>),
+    scalar: floats::scalar::<Bf16, 2>(),
+    avx2: on_x86!(x86::floats::avx2::<Bf16, 2>()),
+    avx512: on_x86!(x86::floats::avx512::<Bf16, 2>()),
     neon: None,
 };
 

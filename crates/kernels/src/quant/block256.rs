@@ -8,6 +8,7 @@
 //! `total += a · (d · Σ scale·(Σ q·x) [− dmin · Σ min·t])`, where both sums are exact integers, converted to `f32` once, and every
 //! multiplication and addition rounds on its own. Every instruction set does exactly this.
 
+use crate::Kernels;
 use crate::activation::Q8kRow;
 
 /// A format of this family with blocks of `N` bytes.
@@ -54,11 +55,24 @@ pub(super) fn term<const MIN: bool>(a: f32, d: f32, dmin: f32, products: i32, mi
     if MIN { a * (d * products as f32 - dmin * mins as f32) } else { a * (d * products as f32) }
 }
 
-/// The scalar kernel.
+/// The portable kernels.
+pub(super) const fn scalar<B: Block256<N>, const N: usize>() -> Kernels {
+    Kernels { rows: rows::<B, N>, tile: None }
+}
+
+/// Row after row.
 ///
 /// # Safety
-/// None needed; the signature is that of [`Dot`](crate::Dot).
-pub(super) unsafe fn dot<B: Block256<N>, const N: usize>(weights: &[u8], x: &[u8], n: usize) -> f32 {
+/// None needed; the signature is that of [`Rows`](crate::Rows).
+unsafe fn rows<B: Block256<N>, const N: usize>(weights: &[u8], x: &[u8], n: usize, y: &mut [f32]) {
+    let row_bytes = n / 256 * N;
+    for (r, y) in y.iter_mut().enumerate() {
+        *y = dot::<B, N>(&weights[r * row_bytes..][..row_bytes], x, n);
+    }
+}
+
+/// The scalar twin of every kernel of this family.
+fn dot<B: Block256<N>, const N: usize>(weights: &[u8], x: &[u8], n: usize) -> f32 {
     let x = Q8kRow::new(x, n);
     let (mut q, mut scales, mut mins) = ([0; 256], [0; 16], [0; 16]);
     let mut total = 0.0;

@@ -4,6 +4,7 @@
 //! `total += a · (d · (Σ q·x) [+ m · s])`, where the sum of products is an exact integer, converted to `f32` once, and every
 //! multiplication and addition rounds on its own. Every instruction set does exactly this.
 
+use crate::Kernels;
 use crate::activation::Q8Row;
 use crate::ops::widen;
 
@@ -39,11 +40,24 @@ pub(super) fn term<const MIN: bool>(a: f32, d: f32, m: f32, products: i32, sum: 
     if MIN { a * (d * products as f32 + m * sum as f32) } else { a * (d * products as f32) }
 }
 
-/// The scalar kernel.
+/// The portable kernels.
+pub(super) const fn scalar<B: Block32<N>, const N: usize>() -> Kernels {
+    Kernels { rows: rows::<B, N>, tile: None }
+}
+
+/// Row after row.
 ///
 /// # Safety
-/// None needed; the signature is that of [`Dot`](crate::Dot).
-pub(super) unsafe fn dot<B: Block32<N>, const N: usize>(weights: &[u8], x: &[u8], n: usize) -> f32 {
+/// None needed; the signature is that of [`Rows`](crate::Rows).
+unsafe fn rows<B: Block32<N>, const N: usize>(weights: &[u8], x: &[u8], n: usize, y: &mut [f32]) {
+    let row_bytes = n / 32 * N;
+    for (r, y) in y.iter_mut().enumerate() {
+        *y = dot::<B, N>(&weights[r * row_bytes..][..row_bytes], x, n);
+    }
+}
+
+/// The scalar twin of every kernel of this family.
+fn dot<B: Block32<N>, const N: usize>(weights: &[u8], x: &[u8], n: usize) -> f32 {
     let x = Q8Row::new(x, n);
     let mut q = [0; 32];
     let mut total = 0.0;

@@ -17,9 +17,9 @@ pub(super) static FORMAT: Format = Format {
     activation: Activation::F32,
     dequantize: floats::dequantize::<F16, 2>,
     quantize: Some(quantize),
-    scalar: floats::dot::<F16, 2>,
-    avx2: on_x86!(x86::floats::dot_avx2::<F16, 2>),
-    avx512: on_x86!(x86::floats::dot_avx512::<F16, 2>),
+    scalar: floats::scalar::<F16, 2>(),
+    avx2: on_x86!(x86::floats::avx2::<F16, 2>()),
+    avx512: on_x86!(x86::floats::avx512::<F16, 2>()),
     neon: None,
 };
 

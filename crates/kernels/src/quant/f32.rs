@@ -16,9 +16,9 @@ pub(super) static FORMAT: Format = Format {
     activation: Activation::F32,
     dequantize: floats::dequantize::<F32, 4>,
     quantize: Some(quantize),
-    scalar: floats::dot::<F32, 4>,
-    avx2: on_x86!(x86::floats::dot_avx2::<F32, 4>),
-    avx512: on_x86!(x86::floats::dot_avx512::<F32, 4>),
+    scalar: floats::scalar::<F32, 4>(),
+    avx2: on_x86!(x86::floats::avx2::<F32, 4>()),
+    avx512: on_x86!(x86::floats::avx512::<F32, 4>()),
     neon: None,
 };
 

@@ -3,6 +3,7 @@
 //! Canonical order: sixteen lanes, element `i` to lane `i mod 16`, multiply then add, and the tree of
 //! [`ops::reduce`](crate::ops::reduce) at the end; the same for every instruction set.
 
+use crate::Kernels;
 use crate::ops::reduce;
 
 /// How one weight of `N` bytes becomes a float.
@@ -17,11 +18,24 @@ pub(super) fn dequantize<F: Float<N>, const N: usize>(bytes: &[u8], out: &mut [f
     }
 }
 
-/// The scalar kernel.
+/// The portable kernels.
+pub(super) const fn scalar<B: Float<N>, const N: usize>() -> Kernels {
+    Kernels { rows: rows::<B, N>, tile: None }
+}
+
+/// Row after row.
 ///
 /// # Safety
-/// None needed; the signature is that of [`Dot`](crate::Dot).
-pub(super) unsafe fn dot<F: Float<N>, const N: usize>(weights: &[u8], x: &[u8], n: usize) -> f32 {
+/// None needed; the signature is that of [`Rows`](crate::Rows).
+unsafe fn rows<B: Float<N>, const N: usize>(weights: &[u8], x: &[u8], n: usize, y: &mut [f32]) {
+    let row_bytes = n * N;
+    for (r, y) in y.iter_mut().enumerate() {
+        *y = dot::<B, N>(&weights[r * row_bytes..][..row_bytes], x, n);
+    }
+}
+
+/// The scalar twin of every kernel of this family.
+fn dot<F: Float<N>, const N: usize>(weights: &[u8], x: &[u8], n: usize) -> f32 {
     let weights = &weights.as_chunks::<N>().0[..n];
     let x = &x.as_chunks::<4>().0[..n];
     let mut lanes = [0.0; 16];

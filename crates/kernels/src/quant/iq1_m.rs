@@ -28,8 +28,8 @@ pub(super) static FORMAT: Format = Format {
     activation: Activation::Q8K,
     dequantize: block256::dequantize::<Iq1M, BYTES>,
     quantize: None,
-    scalar: block256::dot::<Iq1M, BYTES>,
-    avx2: on_x86!(x86::block256::dot_avx2::<Iq1M, BYTES>),
+    scalar: block256::scalar::<Iq1M, BYTES>(),
+    avx2: on_x86!(x86::block256::avx2::<Iq1M, BYTES>()),
     avx512: None,
     neon: None,
 };
@@ -39,7 +39,8 @@ struct Iq1M;
 impl Block256<BYTES> for Iq1M {
     #[inline(always)]
     fn units(block: &[u8; BYTES]) -> (f32, f32) {
-        (unit(words(block)), 0.0)
+        // With the eighth of the family's integer form.
+        (widen(unit_bits(words(block))) / 8.0, 0.0)
     }
 
     #[inline(always)]
@@ -70,15 +71,21 @@ fn words(block: &[u8; BYTES]) -> [u16; 4] {
     [u16_at(block, 48), u16_at(block, 50), u16_at(block, 52), u16_at(block, 54)]
 }
 
-/// The block's unit, gathered from the top bits of the scale words, with the eighth of the family's integer form.
+/// The half of the block's unit, gathered from the top bits of the scale words.
 #[inline(always)]
-fn unit(words: [u16; 4]) -> f32 {
-    let bits = words[0] >> 12 | words[1] >> 8 & 0xf0 | words[2] >> 4 & 0xf00 | words[3] & 0xf000;
-    widen(bits) / 8.0
+fn unit_bits(words: [u16; 4]) -> u16 {
+    words[0] >> 12 | words[1] >> 8 & 0xf0 | words[2] >> 4 & 0xf00 | words[3] & 0xf000
 }
 
 #[cfg(target_arch = "x86_64")]
 impl x86::block256::X86Block256<BYTES> for Iq1M {
+    const UNIT_FACTOR: f32 = 0.125;
+
+    #[inline(always)]
+    fn halves(block: &[u8; BYTES]) -> u32 {
+        unit_bits(words(block)).into()
+    }
+
     #[inline]
     #[target_feature(enable = "avx2")]
     unsafe fn pairs(block: &[u8; BYTES], s: usize, x: __m256i) -> __m256i {

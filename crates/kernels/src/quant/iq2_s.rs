@@ -26,8 +26,8 @@ pub(super) static FORMAT: Format = Format {
     activation: Activation::Q8K,
     dequantize: block256::dequantize::<Iq2S, BYTES>,
     quantize: None,
-    scalar: block256::dot::<Iq2S, BYTES>,
-    avx2: on_x86!(x86::block256::dot_avx2::<Iq2S, BYTES>),
+    scalar: block256::scalar::<Iq2S, BYTES>(),
+    avx2: on_x86!(x86::block256::avx2::<Iq2S, BYTES>()),
     avx512: None,
     neon: None,
 };
@@ -59,6 +59,8 @@ impl Block256<BYTES> for Iq2S {
 
 #[cfg(target_arch = "x86_64")]
 impl x86::block256::X86Block256<BYTES> for Iq2S {
+    const UNIT_FACTOR: f32 = 0.125;
+
     #[inline]
     #[target_feature(enable = "avx2")]
     unsafe fn pairs(block: &[u8; BYTES], s: usize, x: __m256i) -> __m256i {

@@ -27,8 +27,8 @@ pub(super) static FORMAT: Format = Format {
     activation: Activation::Q8K,
     dequantize: block256::dequantize::<Iq2Xxs, BYTES>,
     quantize: None,
-    scalar: block256::dot::<Iq2Xxs, BYTES>,
-    avx2: on_x86!(x86::block256::dot_avx2::<Iq2Xxs, BYTES>),
+    scalar: block256::scalar::<Iq2Xxs, BYTES>(),
+    avx2: on_x86!(x86::block256::avx2::<Iq2Xxs, BYTES>()),
     avx512: None,
     neon: None,
 };
@@ -63,6 +63,8 @@ impl Block256<BYTES> for Iq2Xxs {
 
 #[cfg(target_arch = "x86_64")]
 impl x86::block256::X86Block256<BYTES> for Iq2Xxs {
+    const UNIT_FACTOR: f32 = 0.125;
+
     #[inline]
     #[target_feature(enable = "avx2")]
     unsafe fn pairs(block: &[u8; BYTES], s: usize, x: __m256i) -> __m256i {

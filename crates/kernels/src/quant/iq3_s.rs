@@ -27,8 +27,8 @@ pub(super) static FORMAT: Format = Format {
     activation: Activation::Q8K,
     dequantize: block256::dequantize::<Iq3S, BYTES>,
     quantize: None,
-    scalar: block256::dot::<Iq3S, BYTES>,
-    avx2: on_x86!(x86::block256::dot_avx2::<Iq3S, BYTES>),
+    scalar: block256::scalar::<Iq3S, BYTES>(),
+    avx2: on_x86!(x86::block256::avx2::<Iq3S, BYTES>()),
     avx512: None,
     neon: None,
 };

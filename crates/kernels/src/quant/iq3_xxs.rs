@@ -26,8 +26,8 @@ pub(super) static FORMAT: Format = Format {
     activation: Activation::Q8K,
     dequantize: block256::dequantize::<Iq3Xxs, BYTES>,
     quantize: None,
-    scalar: block256::dot::<Iq3Xxs, BYTES>,
-    avx2: on_x86!(x86::block256::dot_avx2::<Iq3Xxs, BYTES>),
+    scalar: block256::scalar::<Iq3Xxs, BYTES>(),
+    avx2: on_x86!(x86::block256::avx2::<Iq3Xxs, BYTES>()),
     avx512: None,
     neon: None,
 };
@@ -65,6 +65,8 @@ impl Block256<BYTES> for Iq3Xxs {
 
 #[cfg(target_arch = "x86_64")]
 impl x86::block256::X86Block256<BYTES> for Iq3Xxs {
+    const UNIT_FACTOR: f32 = 0.25;
+
     #[inline]
     #[target_feature(enable = "avx2")]
     unsafe fn pairs(block: &[u8; BYTES], s: usize, x: __m256i) -> __m256i {

@@ -24,9 +24,9 @@ pub(super) static FORMAT: Format = Format {
     activation: Activation::Q8_0,
     dequantize: block32::dequantize::<Iq4Nl, BYTES>,
     quantize: None,
-    scalar: block32::dot::<Iq4Nl, BYTES>,
-    avx2: on_x86!(x86::block32::dot_avx2::<Iq4Nl, BYTES>),
-    avx512: on_x86!(x86::block32::dot_avx512::<Iq4Nl, BYTES>),
+    scalar: block32::scalar::<Iq4Nl, BYTES>(),
+    avx2: on_x86!(x86::block32::avx2::<Iq4Nl, BYTES>()),
+    avx512: on_x86!(x86::block32::avx512::<Iq4Nl, BYTES>()),
     neon: None,
 };
 

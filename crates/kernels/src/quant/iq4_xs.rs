@@ -27,8 +27,8 @@ pub(super) static FORMAT: Format = Format {
     activation: Activation::Q8K,
     dequantize: block256::dequantize::<Iq4Xs, BYTES>,
     quantize: None,
-    scalar: block256::dot::<Iq4Xs, BYTES>,
-    avx2: on_x86!(x86::block256::dot_avx2::<Iq4Xs, BYTES>),
+    scalar: block256::scalar::<Iq4Xs, BYTES>(),
+    avx2: on_x86!(x86::block256::avx2::<Iq4Xs, BYTES>()),
     avx512: None,
     neon: None,
 };

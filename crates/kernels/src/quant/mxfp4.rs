@@ -23,9 +23,9 @@ pub(super) static FORMAT: Format = Format {
     activation: Activation::Q8_0,
     dequantize: block32::dequantize::<Mxfp4, BYTES>,
     quantize: None,
-    scalar: block32::dot::<Mxfp4, BYTES>,
-    avx2: on_x86!(x86::block32::dot_avx2::<Mxfp4, BYTES>),
-    avx512: on_x86!(x86::block32::dot_avx512::<Mxfp4, BYTES>),
+    scalar: block32::scalar::<Mxfp4, BYTES>(),
+    avx2: on_x86!(x86::block32::avx2::<Mxfp4, BYTES>()),
+    avx512: on_x86!(x86::block32::avx512::<Mxfp4, BYTES>()),
     neon: None,
 };
 
@@ -59,7 +59,8 @@ impl x86::block32::X86Block32<BYTES> for Mxfp4 {
 
     #[inline]
     #[target_feature(enable = "avx2,f16c")]
-    unsafe fn units(block: &[u8; BYTES]) -> (f32, f32) {
-        (unit(block[0]), 0.0)
+    unsafe fn units(b: [&[u8; BYTES]; 4]) -> (__m128, __m128) {
+        let d = _mm_setr_ps(unit(b[0][0]), unit(b[1][0]), unit(b[2][0]), unit(b[3][0]));
+        (d, _mm_setzero_ps())
     }
 }

@@ -26,8 +26,8 @@ pub(super) static FORMAT: Format = Format {
     activation: Activation::Q8K,
     dequantize: block256::dequantize::<Q2K, BYTES>,
     quantize: None,
-    scalar: block256::dot::<Q2K, BYTES>,
-    avx2: on_x86!(x86::block256::dot_avx2::<Q2K, BYTES>),
+    scalar: block256::scalar::<Q2K, BYTES>(),
+    avx2: on_x86!(x86::block256::avx2::<Q2K, BYTES>()),
     avx512: None,
     neon: None,
 };
@@ -65,6 +65,8 @@ impl Block256<BYTES> for Q2K {
 
 #[cfg(target_arch = "x86_64")]
 impl x86::block256::X86Block256<BYTES> for Q2K {
+    const UNIT_AT: usize = 80;
+
     #[inline]
     #[target_feature(enable = "avx2")]
     unsafe fn pairs(block: &[u8; BYTES], s: usize, x: __m256i) -> __m256i {

@@ -26,8 +26,8 @@ pub(super) static FORMAT: Format = Format {
     activation: Activation::Q8K,
     dequantize: block256::dequantize::<Q3K, BYTES>,
     quantize: None,
-    scalar: block256::dot::<Q3K, BYTES>,
-    avx2: on_x86!(x86::block256::dot_avx2::<Q3K, BYTES>),
+    scalar: block256::scalar::<Q3K, BYTES>(),
+    avx2: on_x86!(x86::block256::avx2::<Q3K, BYTES>()),
     avx512: None,
     neon: None,
 };
@@ -68,6 +68,7 @@ impl Block256<BYTES> for Q3K {
 #[cfg(target_arch = "x86_64")]
 impl x86::block256::X86Block256<BYTES> for Q3K {
     const OFFSET: i32 = 4;
+    const UNIT_AT: usize = 108;
 
     #[inline]
     #[target_feature(enable = "avx2")]

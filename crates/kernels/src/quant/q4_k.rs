@@ -26,8 +26,8 @@ pub(super) static FORMAT: Format = Format {
     activation: Activation::Q8K,
     dequantize: block256::dequantize::<Q4K, BYTES>,
     quantize: None,
-    scalar: block256::dot::<Q4K, BYTES>,
-    avx2: on_x86!(x86::block256::dot_avx2::<Q4K, BYTES>),
+    scalar: block256::scalar::<Q4K, BYTES>(),
+    avx2: on_x86!(x86::block256::avx2::<Q4K, BYTES>()),
     avx512: None,
     neon: None,
 };

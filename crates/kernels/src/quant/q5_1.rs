@@ -24,9 +24,9 @@ pub(super) static FORMAT: Format = Format {
     activation: Activation::Q8_0,
     dequantize: block32::dequantize::<Q5_1, BYTES>,
     quantize: Some(quantize),
-    scalar: block32::dot::<Q5_1, BYTES>,
-    avx2: on_x86!(x86::block32::dot_avx2::<Q5_1, BYTES>),
-    avx512: on_x86!(x86::block32::dot_avx512::<Q5_1, BYTES>),
+    scalar: block32::scalar::<Q5_1, BYTES>(),
+    avx2: on_x86!(x86::block32::avx2::<Q5_1, BYTES>()),
+    avx512: on_x86!(x86::block32::avx512::<Q5_1, BYTES>()),
     neon: None,
 };
 

@@ -25,8 +25,8 @@ pub(super) static FORMAT: Format = Format {
     activation: Activation::Q8K,
     dequantize: block256::dequantize::<Q5K, BYTES>,
     quantize: None,
-    scalar: block256::dot::<Q5K, BYTES>,
-    avx2: on_x86!(x86::block256::dot_avx2::<Q5K, BYTES>),
+    scalar: block256::scalar::<Q5K, BYTES>(),
+    avx2: on_x86!(x86::block256::avx2::<Q5K, BYTES>()),
     avx512: None,
     neon: None,
 };

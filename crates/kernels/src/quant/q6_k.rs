@@ -26,8 +26,8 @@ pub(super) static FORMAT: Format = Format {
     activation: Activation::Q8K,
     dequantize: block256::dequantize::<Q6K, BYTES>,
     quantize: None,
-    scalar: block256::dot::<Q6K, BYTES>,
-    avx2: on_x86!(x86::block256::dot_avx2::<Q6K, BYTES>),
+    scalar: block256::scalar::<Q6K, BYTES>(),
+    avx2: on_x86!(x86::block256::avx2::<Q6K, BYTES>()),
     avx512: None,
     neon: None,
 };
@@ -65,6 +65,7 @@ impl Block256<BYTES> for Q6K {
 #[cfg(target_arch = "x86_64")]
 impl x86::block256::X86Block256<BYTES> for Q6K {
     const OFFSET: i32 = 32;
+    const UNIT_AT: usize = 208;
 
     #[inline]
     #[target_feature(enable = "avx2")]

@@ -2,7 +2,7 @@
 
 use super::{FORMATS, format};
 use crate::ops::testing::floats;
-use crate::{Activation, Dot, Format, Isa};
+use crate::{Activation, Format, Isa, Kernels, TILE_ROWS};
 
 /// Random blocks whose scales are ordinary numbers.
 fn random_row(format: &Format, n: usize, seed: u64) -> Vec<u8> {
@@ -65,11 +65,11 @@ fn lengths(format: &Format) -> Vec<usize> {
     }
 }
 
-fn simd(format: &'static Format) -> Vec<(Isa, Dot)> {
+fn simd(format: &'static Format) -> Vec<(Isa, Kernels)> {
     [(Isa::Avx2, format.avx2), (Isa::Avx512, format.avx512), (Isa::Neon, format.neon)]
         .into_iter()
         .filter(|(isa, _)| isa.is_supported())
-        .filter_map(|(isa, dot)| Some((isa, dot?)))
+        .filter_map(|(isa, kernels)| Some((isa, kernels?)))
         .collect()
 }
 
@@ -113,31 +113,76 @@ fn which_formats_have_which_kernels() {
     assert!(without(|f| f.avx512.is_some() || f.block_elements == 256).is_empty());
 }
 
-/// Every instruction set gives the scalar twin's bits: all lengths, any alignment of weights and activations.
+/// Row by row, by the portable twin.
+fn by_scalar(f: &Format, w: &[u8], x: &[u8], n: usize, n_rows: usize) -> Vec<u32> {
+    let mut y = vec![f32::NAN; n_rows];
+    // SAFETY: scalar needs nothing; lengths are those of rows.
+    unsafe { (f.scalar.rows)(w, x, n, &mut y) };
+    y.iter().map(|y| y.to_bits()).collect()
+}
+
+/// Every instruction set gives the scalar twin's bits: all lengths, one row and several, any alignment of weights and
+/// activations.
 #[test]
 fn simd_equals_scalar() {
     for f in FORMATS {
-        for (isa, dot) in simd(f) {
+        for (isa, kernels) in simd(f) {
             for n in lengths(f) {
                 for seed in 0..4 {
+                    let n_rows = [1, 4, 7, 2][seed as usize];
                     let x = quantized(f.activation, &floats(n, 100 + seed, 2.0));
-                    let w = random_row(f, n, seed);
-                    // SAFETY: scalar needs nothing; lengths are a row's.
-                    let want = unsafe { (f.scalar)(&w, &x, n) };
-                    assert!(want.is_finite());
+                    let w: Vec<u8> =
+                        (0..n_rows).flat_map(|r| random_row(f, n, seed + 10 * r as u64)).collect();
+                    let want = by_scalar(f, &w, &x, n, n_rows);
+                    assert!(want.iter().all(|y| f32::from_bits(*y).is_finite()));
                     for shift in [0, 1, 3] {
                         let place = |bytes: &[u8]| [vec![0xff; shift].as_slice(), bytes].concat();
                         let (w, x) = (place(&w), place(&x));
-                        // SAFETY: the instruction set is supported; lengths are a row's.
-                        let got = unsafe { dot(&w[shift..], &x[shift..], n) };
-                        assert_eq!(
-                            got.to_bits(),
-                            want.to_bits(),
-                            "{} {} n {n}: {got} {want}",
-                            f.name,
-                            isa.name()
-                        );
+                        let mut got = vec![f32::NAN; n_rows];
+                        // SAFETY: the instruction set is supported; lengths are those of rows.
+                        unsafe { (kernels.rows)(&w[shift..], &x[shift..], n, &mut got) };
+                        let got: Vec<u32> = got.iter().map(|y| y.to_bits()).collect();
+                        assert_eq!(got, want, "{} {} n {n}", f.name, isa.name());
                     }
+                }
+            }
+        }
+    }
+}
+
+/// Tiles give the scalar twin's bits too, whatever their rows and columns.
+#[test]
+fn tiles_equal_scalar() {
+    for f in FORMATS {
+        for (isa, kernels) in simd(f) {
+            let Some((tile, _)) = kernels.tile else { continue };
+            for (n_blocks, n_rows, n_columns) in [
+                (1, 1, 1),
+                (3, 7, 2),
+                (2, 32, 3),
+                (9, 9, 4),
+                (17, 17, 5),
+                (8, 24, 11),
+                (1, 32, 128),
+                (0, 3, 2),
+            ] {
+                let n = n_blocks * f.block_elements.max(16);
+                let w: Vec<u8> = (0..n_rows).flat_map(|r| random_row(f, n, r as u64 + 7)).collect();
+                let x: Vec<_> =
+                    (0..n_columns).map(|c| quantized(f.activation, &floats(n, 30 + c, 2.0))).collect();
+                let columns: Vec<&[u8]> = x.iter().map(Vec::as_slice).collect();
+                let mut y = vec![[f32::NAN; TILE_ROWS]; columns.len()];
+                // SAFETY: the instruction set is supported; lengths are those of rows.
+                unsafe { tile(&w, n_rows, &columns, n, &mut y) };
+                for (x, y) in columns.iter().zip(&y) {
+                    let got: Vec<u32> = y[..n_rows].iter().map(|y| y.to_bits()).collect();
+                    assert_eq!(
+                        got,
+                        by_scalar(f, &w, x, n, n_rows),
+                        "{} {} {n_rows} rows, {n_columns} columns of {n}",
+                        f.name,
+                        isa.name()
+                    );
                 }
             }
         }
@@ -148,7 +193,7 @@ fn simd_equals_scalar() {
 #[test]
 fn simd_equals_scalar_at_the_extremes() {
     for f in FORMATS.iter().filter(|f| f.block_elements > 1) {
-        for (isa, dot) in simd(f) {
+        for (isa, kernels) in simd(f) {
             for fill in [0x00u8, 0x7f, 0x80, 0xff, 0xf0, 0x0f] {
                 let n = 8 * f.block_elements;
                 let mut w = vec![fill; f.row_bytes(n).unwrap()];
@@ -162,9 +207,16 @@ fn simd_equals_scalar_at_the_extremes() {
                 }
                 for sign in [1.0, -1.0] {
                     let x = quantized(f.activation, &vec![sign; n]);
+                    let want = by_scalar(f, &w, &x, n, 1);
+                    let (mut got, mut tiled) = ([f32::NAN], [[f32::NAN; TILE_ROWS]]);
                     // SAFETY: supported instruction set, whole rows.
-                    let (got, want) = unsafe { (dot(&w, &x, n), (f.scalar)(&w, &x, n)) };
-                    assert_eq!(got.to_bits(), want.to_bits(), "{} {} fill {fill:#x}", f.name, isa.name());
+                    unsafe { (kernels.rows)(&w, &x, n, &mut got) };
+                    assert_eq!(got[0].to_bits(), want[0], "{} {} fill {fill:#x}", f.name, isa.name());
+                    if let Some((tile, _)) = kernels.tile {
+                        // SAFETY: as above.
+                        unsafe { tile(&w, 1, &[&x], n, &mut tiled) };
+                        assert_eq!(tiled[0][0].to_bits(), want[0], "{} tile, fill {fill:#x}", f.name);
+                    }
                 }
             }
         }

@@ -21,7 +21,7 @@ pub(super) static FORMAT: Format = Format {
     activation: Activation::Q8K,
     dequantize: block256::dequantize::<Tq1_0, BYTES>,
     quantize: None,
-    scalar: block256::dot::<Tq1_0, BYTES>,
+    scalar: block256::scalar::<Tq1_0, BYTES>(),
     avx2: None,
     avx512: None,
     neon: None,

@@ -25,8 +25,8 @@ pub(super) static FORMAT: Format = Format {
     activation: Activation::Q8K,
     dequantize: block256::dequantize::<Tq2_0, BYTES>,
     quantize: None,
-    scalar: block256::dot::<Tq2_0, BYTES>,
-    avx2: on_x86!(x86::block256::dot_avx2::<Tq2_0, BYTES>),
+    scalar: block256::scalar::<Tq2_0, BYTES>(),
+    avx2: on_x86!(x86::block256::avx2::<Tq2_0, BYTES>()),
     avx512: None,
     neon: None,
 };
@@ -60,6 +60,7 @@ impl Block256<BYTES> for Tq2_0 {
 #[cfg(target_arch = "x86_64")]
 impl x86::block256::X86Block256<BYTES> for Tq2_0 {
     const OFFSET: i32 = 1;
+    const UNIT_AT: usize = 64;
 
     #[inline]
     #[target_feature(enable = "avx2")]

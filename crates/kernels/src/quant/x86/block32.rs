@@ -1,10 +1,13 @@
-//! Blocks of 32 with AVX2, and with AVX-512's byte dot products (VNNI).
+//! Blocks of 32 with AVX2, and with AVX-512's byte dot products (VNNI): four rows at a time, so that the sums of a block column are added
+//! and scaled side by side.
 
 use std::arch::x86_64::*;
 
-use super::{half, load16, load32, signed_pairs, total};
+use super::tile::{self, Panel};
+use super::{four_totals, four_units, load32, signed_pairs};
 use crate::activation::Q8Row;
-use crate::quant::block32::{Block32, term};
+use crate::quant::block32::Block32;
+use crate::{Kernels, TILE_ROWS};
 
 /// A block of 32 as a vector.
 pub(in crate::quant) trait X86Block32<const N: usize>: Block32<N> {
@@ -12,6 +15,8 @@ pub(in crate::quant) trait X86Block32<const N: usize>: Block32<N> {
     const OFFSET: i32;
     /// Whether two unsigned products may exceed sixteen bits; AVX2 then multiplies signed.
     const WIDE: bool = false;
+    /// From how many activation rows on a tile is faster than rows.
+    const TILE_FROM: usize = 4;
 
     /// The integers plus the offset, as unsigned bytes.
     ///
@@ -19,14 +24,16 @@ pub(in crate::quant) trait X86Block32<const N: usize>: Block32<N> {
     /// AVX2.
     unsafe fn load(block: &[u8; N]) -> __m256i;
 
-    /// The block's scale and minimum.
+    /// The scales and minima of four blocks.
     ///
     /// # Safety
     /// AVX2 and F16C.
     #[inline]
     #[target_feature(enable = "avx2,f16c")]
-    unsafe fn units(block: &[u8; N]) -> (f32, f32) {
-        (half(block, 0), if Self::MIN { half(block, 2) } else { 0.0 })
+    unsafe fn units(blocks: [&[u8; N]; 4]) -> (__m128, __m128) {
+        let half = |block: &[u8; N], at: usize| u32::from(block[at]) | u32::from(block[at + 1]) << 8;
+        let halves = |block| half(block, 0) | if Self::MIN { half(block, 2) << 16 } else { 0 };
+        four_units([halves(blocks[0]), halves(blocks[1]), halves(blocks[2]), halves(blocks[3])])
     }
 }
 
@@ -54,71 +61,109 @@ unsafe fn products_vnni<B: X86Block32<N>, const N: usize>(block: &[u8; N], x: &[
     _mm256_dpbusd_epi32(_mm256_setzero_si256(), q, load32(x, 0))
 }
 
-macro_rules! kernel {
-    ($(#[$meta:meta])* $name:ident, $features:literal, $products:ident, $offset:expr) => {
-        $(#[$meta])*
+macro_rules! rows {
+    ($name:ident, $four:ident, $features:literal, $products:ident, $offset:expr) => {
+        /// # Safety
+        /// That of [`Rows`](crate::Rows), for the features named.
         #[target_feature(enable = $features)]
-        pub(in crate::quant) unsafe fn $name<B: X86Block32<N>, const N: usize>(weights: &[u8], x: &[u8], n: usize) -> f32 {
-            let row = Q8Row::new(x, n);
-            let (fours, rest) = weights.as_chunks::<N>().0[..n / 32].as_chunks::<4>();
-            let (x_fours, x_rest) = row.q.as_chunks::<32>().0.as_chunks::<4>();
-            let mut sum = 0.0;
-            for (i, (w, x)) in fours.iter().zip(x_fours).enumerate() {
-                // Spelled out: `array::map` would leave this function's instruction set.
+        unsafe fn $name<B: X86Block32<N>, const N: usize>(weights: &[u8], x: &[u8], n: usize, y: &mut [f32]) {
+            let x = Q8Row::new(x, n);
+            let n_blocks = n / 32;
+            let blocks = &weights.as_chunks::<N>().0[..n_blocks * y.len()];
+            for (first, y) in y.chunks_mut(4).enumerate() {
+                // Rows past the end are the last one again.
+                let row = |r: usize| &blocks[(4 * first + r.min(y.len() - 1)) * n_blocks..][..n_blocks];
+                // SAFETY: this function has at least its features.
+                let sums = unsafe { $four::<B, N>([row(0), row(1), row(2), row(3)], &x) };
+                y.copy_from_slice(&sums[..y.len()]);
+            }
+        }
+
+        /// Four rows, block column by block column.
+        #[inline]
+        #[target_feature(enable = $features)]
+        unsafe fn $four<B: X86Block32<N>, const N: usize>(rows: [&[[u8; N]]; 4], x: &Q8Row<'_>) -> [f32; 4] {
+            let mut total = _mm_setzero_ps();
+            let columns = rows[0].iter().zip(rows[1]).zip(rows[2]).zip(rows[3]);
+            for ((b, (((w0, w1), w2), w3)), x_q) in columns.enumerate().zip(x.q.as_chunks::<32>().0) {
                 // SAFETY: this function has at least the features of these.
-                let (p, u) = unsafe {
+                let (p, (d, m)) = unsafe {
                     (
                         [
-                            $products::<B, N>(&w[0], &x[0]),
-                            $products::<B, N>(&w[1], &x[1]),
-                            $products::<B, N>(&w[2], &x[2]),
-                            $products::<B, N>(&w[3], &x[3]),
+                            $products::<B, N>(w0, x_q),
+                            $products::<B, N>(w1, x_q),
+                            $products::<B, N>(w2, x_q),
+                            $products::<B, N>(w3, x_q),
                         ],
-                        [B::units(&w[0]), B::units(&w[1]), B::units(&w[2]), B::units(&w[3])],
+                        B::units([w0, w1, w2, w3]),
                     )
                 };
-                let p = _mm256_hadd_epi32(_mm256_hadd_epi32(p[0], p[1]), _mm256_hadd_epi32(p[2], p[3]));
-                let mut p = _mm_add_epi32(_mm256_castsi256_si128(p), _mm256_extracti128_si256::<1>(p));
-                let x_sums = load16(row.sum, 16 * i);
+                let mut p = four_totals(p);
                 if $offset != 0 {
-                    p = _mm_sub_epi32(p, _mm_mullo_epi32(x_sums, _mm_set1_epi32($offset)));
+                    p = _mm_sub_epi32(p, _mm_set1_epi32($offset * x.sum(b)));
                 }
-                let mut t = _mm_mul_ps(_mm_set_ps(u[3].0, u[2].0, u[1].0, u[0].0), _mm_cvtepi32_ps(p));
+                // The same operations in the same order as `term`.
+                let mut t = _mm_mul_ps(d, _mm_cvtepi32_ps(p));
                 if B::MIN {
-                    let m = _mm_set_ps(u[3].1, u[2].1, u[1].1, u[0].1);
-                    t = _mm_add_ps(t, _mm_mul_ps(m, _mm_cvtepi32_ps(x_sums)));
+                    t = _mm_add_ps(t, _mm_mul_ps(m, _mm_set1_ps(x.sum(b) as f32)));
                 }
-                t = _mm_mul_ps(_mm_castsi128_ps(load16(row.d, 16 * i)), t);
-                // Block after block, as the scalar twin adds them.
-                sum += _mm_cvtss_f32(t);
-                sum += _mm_cvtss_f32(_mm_shuffle_ps::<1>(t, t));
-                sum += _mm_cvtss_f32(_mm_shuffle_ps::<2>(t, t));
-                sum += _mm_cvtss_f32(_mm_shuffle_ps::<3>(t, t));
+                total = _mm_add_ps(total, _mm_mul_ps(_mm_set1_ps(x.d(b)), t));
             }
-            for (i, (w, x)) in rest.iter().zip(x_rest).enumerate() {
-                let b = 4 * fours.len() + i;
-                // SAFETY: this function has at least the features of these.
-                let (p, (d, m)) = unsafe { (total($products::<B, N>(w, x)), B::units(w)) };
-                let p = p - $offset * row.sum(b);
-                sum += if B::MIN { term::<true>(row.d(b), d, m, p, row.sum(b)) } else { term::<false>(row.d(b), d, m, p, 0) };
-            }
-            sum
+            let mut y = [0.0; 4];
+            // SAFETY: four floats into an array of four.
+            unsafe { _mm_storeu_ps(y.as_mut_ptr(), total) };
+            y
         }
     };
 }
 
-kernel! {
-    /// The AVX2 kernel.
-    ///
-    /// # Safety
-    /// That of [`Dot`](crate::Dot), for AVX2 and F16C.
-    dot_avx2, "avx2,f16c", products_avx2, if B::WIDE { 0 } else { B::OFFSET }
+rows!(rows_avx2, four_avx2, "avx2,f16c", products_avx2, if B::WIDE { 0 } else { B::OFFSET });
+rows!(rows_avx512, four_avx512, "avx2,f16c,avx512f,avx512vl,avx512vnni", products_vnni, B::OFFSET);
+
+/// The AVX2 kernels.
+pub(in crate::quant) const fn avx2<B: X86Block32<N>, const N: usize>() -> Kernels {
+    Kernels { rows: rows_avx2::<B, N>, tile: Some((tile_avx2::<B, N>, B::TILE_FROM)) }
 }
 
-kernel! {
-    /// The AVX-512 kernel.
-    ///
-    /// # Safety
-    /// That of [`Dot`](crate::Dot), for AVX2, F16C, AVX-512 VL and VNNI.
-    dot_avx512, "avx2,f16c,avx512f,avx512vl,avx512vnni", products_vnni, B::OFFSET
+/// The AVX-512 kernels.
+pub(in crate::quant) const fn avx512<B: X86Block32<N>, const N: usize>() -> Kernels {
+    Kernels { rows: rows_avx512::<B, N>, tile: Some((tile_avx2::<B, N>, B::TILE_FROM)) }
+}
+
+/// # Safety
+/// That of [`Tile`](crate::Tile), for AVX2 and F16C.
+#[target_feature(enable = "avx2,f16c")]
+unsafe fn tile_avx2<B: X86Block32<N>, const N: usize>(
+    weights: &[u8],
+    n_rows: usize,
+    columns: &[&[u8]],
+    n: usize,
+    y: &mut [[f32; TILE_ROWS]],
+) {
+    let n_blocks = n / 32;
+    let blocks = &weights.as_chunks::<N>().0[..n_blocks * n_rows];
+    y.fill([0.0; TILE_ROWS]);
+    let mut panel = Panel::new();
+    let mut words = [[0; 256]; 8];
+    for first in (0..n_blocks).step_by(8) {
+        let count = 8.min(n_blocks - first);
+        for v in 0..n_rows.div_ceil(8) {
+            for r in 0..8.min(n_rows - 8 * v) {
+                let row = &blocks[(8 * v + r) * n_blocks + first..][..count];
+                for (s, block) in row.iter().enumerate() {
+                    // SAFETY: this function has their features.
+                    let (q, (d, m)) = unsafe { (B::load(block), B::units([block; 4])) };
+                    let q = _mm256_sub_epi8(q, _mm256_set1_epi8(B::OFFSET as u8 as i8));
+                    tile::widen_into(q, &mut words[r], s);
+                    (panel.d[s][8 * v + r], panel.m[s][8 * v + r]) = (_mm_cvtss_f32(d), _mm_cvtss_f32(m));
+                }
+            }
+            panel.fill(v, &words);
+        }
+        if B::MIN {
+            tile::blocks_of_32::<true>(&panel, first, count, n_rows, columns, n, y);
+        } else {
+            tile::blocks_of_32::<false>(&panel, first, count, n_rows, columns, n, y);
+        }
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::arch::x86_64::*;
 
+use crate::Kernels;
 use crate::quant::floats::Float;
 
 /// How sixteen weights of `N` bytes become floats.
@@ -42,13 +43,9 @@ fn tail<const N: usize>(weights: &[u8], x: &[u8], n: usize) -> ([[u8; N]; 16], [
 /// The AVX2 kernel.
 ///
 /// # Safety
-/// That of [`Dot`](crate::Dot), for AVX2 and F16C.
+/// That of [`Rows`](crate::Rows), for AVX2 and F16C.
 #[target_feature(enable = "avx2,f16c")]
-pub(in crate::quant) unsafe fn dot_avx2<F: X86Float<N>, const N: usize>(
-    weights: &[u8],
-    x: &[u8],
-    n: usize,
-) -> f32 {
+unsafe fn dot_avx2<F: X86Float<N>, const N: usize>(weights: &[u8], x: &[u8], n: usize) -> f32 {
     debug_assert!(weights.len() >= n * N && x.len() >= n * 4);
     let (mut low, mut high) = (_mm256_setzero_ps(), _mm256_setzero_ps());
     let mut step = |w: *const u8, x: *const u8| {
@@ -73,13 +70,9 @@ pub(in crate::quant) unsafe fn dot_avx2<F: X86Float<N>, const N: usize>(
 /// The AVX-512 kernel.
 ///
 /// # Safety
-/// That of [`Dot`](crate::Dot), for AVX-512 F, BW and DQ.
+/// That of [`Rows`](crate::Rows), for AVX-512 F, BW and DQ.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq")]
-pub(in crate::quant) unsafe fn dot_avx512<F: X86Float<N>, const N: usize>(
-    weights: &[u8],
-    x: &[u8],
-    n: usize,
-) -> f32 {
+unsafe fn dot_avx512<F: X86Float<N>, const N: usize>(weights: &[u8], x: &[u8], n: usize) -> f32 {
     debug_assert!(weights.len() >= n * N && x.len() >= n * 4);
     let mut lanes = _mm512_setzero_ps();
     let mut step = |w: *const u8, x: *const u8| {
@@ -96,3 +89,25 @@ pub(in crate::quant) unsafe fn dot_avx512<F: X86Float<N>, const N: usize>(
     }
     reduce(_mm512_castps512_ps256(lanes), _mm512_extractf32x8_ps::<1>(lanes))
 }
+
+macro_rules! rows {
+    ($kernels:ident, $name:ident, $dot:ident, $features:literal) => {
+        /// The kernels.
+        pub(in crate::quant) const fn $kernels<F: X86Float<N>, const N: usize>() -> Kernels {
+            Kernels { rows: $name::<F, N>, tile: None }
+        }
+
+        /// # Safety
+        /// That of [`Rows`](crate::Rows), for the features named.
+        #[target_feature(enable = $features)]
+        unsafe fn $name<F: X86Float<N>, const N: usize>(weights: &[u8], x: &[u8], n: usize, y: &mut [f32]) {
+            for (r, y) in y.iter_mut().enumerate() {
+                // SAFETY: the caller's promise, row by row.
+                *y = unsafe { $dot::<F, N>(&weights[r * n * N..][..n * N], x, n) };
+            }
+        }
+    };
+}
+
+rows!(avx2, rows_avx2, dot_avx2, "avx2,f16c");
+rows!(avx512, rows_avx512, dot_avx512, "avx512f,avx512bw,avx512dq");

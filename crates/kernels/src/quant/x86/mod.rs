@@ -3,6 +3,7 @@
 pub(super) mod block256;
 pub(super) mod block32;
 pub(super) mod floats;
+mod tile;
 
 use std::arch::x86_64::*;
 
@@ -24,12 +25,14 @@ pub(super) fn load32(bytes: &[u8], at: usize) -> __m256i {
     unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) }
 }
 
-/// The float of the half at an offset.
+/// The floats of four halves, and of the four above them in the same words.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
-pub(super) fn half(bytes: &[u8], at: usize) -> f32 {
-    let bits = i32::from(u16::from_le_bytes([bytes[at], bytes[at + 1]]));
-    _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(bits)))
+fn four_units(halves: [u32; 4]) -> (__m128, __m128) {
+    let [a, b, c, d] = halves.map(|h| h as i32);
+    let both = _mm256_cvtph_ps(_mm_setr_epi32(a, b, c, d));
+    let (low, high) = (_mm256_castps256_ps128(both), _mm256_extractf128_ps::<1>(both));
+    (_mm_shuffle_ps::<0b10_00_10_00>(low, high), _mm_shuffle_ps::<0b11_01_11_01>(low, high))
 }
 
 /// Shifts sixteen-bit lanes right by a count that the optimiser sees.
@@ -106,12 +109,12 @@ pub(super) fn four_eights(get: impl Fn(usize) -> u64) -> __m256i {
     _mm256_set_epi64x(get(3) as i64, get(2) as i64, get(1) as i64, get(0) as i64)
 }
 
-/// The sum of eight integers.
+/// The sums of four times eight integers.
 #[inline]
 #[target_feature(enable = "avx2")]
-pub(super) fn total(v: __m256i) -> i32 {
-    let v = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v));
-    let v = _mm_add_epi32(v, _mm_shuffle_epi32::<0b00_00_11_10>(v));
-    let v = _mm_add_epi32(v, _mm_shuffle_epi32::<0b00_00_00_01>(v));
-    _mm_cvtsi128_si32(v)
+fn four_totals(v: [__m256i; 4]) -> __m128i {
+    let fold = |a, b| _mm256_add_epi32(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
+    let (a, b) = (fold(v[0], v[1]), fold(v[2], v[3]));
+    let sums = _mm256_add_epi32(_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b));
+    _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256::<1>(sums))
 }
