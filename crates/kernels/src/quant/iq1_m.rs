@@ -80,6 +80,8 @@ fn unit_bits(words: [u16; 4]) -> u16 {
 #[cfg(target_arch = "x86_64")]
 impl x86::block256::X86Block256<BYTES> for Iq1M {
     const UNIT_FACTOR: f32 = 0.125;
+    const TILE_OFFSET: i32 = 9;
+    const TILE_CHAIN: usize = 4;
 
     #[inline(always)]
     fn halves(block: &[u8; BYTES]) -> u32 {

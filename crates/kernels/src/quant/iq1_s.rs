@@ -68,6 +68,8 @@ impl Block256<BYTES> for Iq1S {
 #[cfg(target_arch = "x86_64")]
 impl x86::block256::X86Block256<BYTES> for Iq1S {
     const UNIT_FACTOR: f32 = 0.125;
+    const TILE_OFFSET: i32 = 9;
+    const TILE_CHAIN: usize = 4;
 
     #[inline]
     #[target_feature(enable = "avx2")]

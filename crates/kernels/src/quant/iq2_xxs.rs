@@ -64,6 +64,8 @@ impl Block256<BYTES> for Iq2Xxs {
 #[cfg(target_arch = "x86_64")]
 impl x86::block256::X86Block256<BYTES> for Iq2Xxs {
     const UNIT_FACTOR: f32 = 0.125;
+    const TILE_OFFSET: i32 = 43;
+    const TILE_CHAIN: usize = 1;
 
     #[inline]
     #[target_feature(enable = "avx2")]

@@ -62,6 +62,9 @@ impl Block256<BYTES> for Iq3S {
 
 #[cfg(target_arch = "x86_64")]
 impl x86::block256::X86Block256<BYTES> for Iq3S {
+    const TILE_OFFSET: i32 = 15;
+    const TILE_CHAIN: usize = 4;
+
     #[inline]
     #[target_feature(enable = "avx2")]
     unsafe fn pairs(block: &[u8; BYTES], s: usize, x: __m256i) -> __m256i {

@@ -66,6 +66,8 @@ impl Block256<BYTES> for Iq3Xxs {
 #[cfg(target_arch = "x86_64")]
 impl x86::block256::X86Block256<BYTES> for Iq3Xxs {
     const UNIT_FACTOR: f32 = 0.25;
+    const TILE_OFFSET: i32 = 62;
+    const TILE_CHAIN: usize = 1;
 
     #[inline]
     #[target_feature(enable = "avx2")]

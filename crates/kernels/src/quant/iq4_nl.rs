@@ -44,6 +44,7 @@ impl Block32<BYTES> for Iq4Nl {
 impl x86::block32::X86Block32<BYTES> for Iq4Nl {
     const OFFSET: i32 = 128;
     const WIDE: bool = true;
+    const TILE_CHAIN: usize = 0;
 
     #[inline]
     #[target_feature(enable = "avx2")]

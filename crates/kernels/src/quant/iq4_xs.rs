@@ -65,6 +65,8 @@ impl Block256<BYTES> for Iq4Xs {
 
 #[cfg(target_arch = "x86_64")]
 impl x86::block256::X86Block256<BYTES> for Iq4Xs {
+    const TILE_CHAIN: usize = 0;
+
     #[inline]
     #[target_feature(enable = "avx2")]
     unsafe fn pairs(block: &[u8; BYTES], s: usize, x: __m256i) -> __m256i {

@@ -66,6 +66,7 @@ impl Block256<BYTES> for Q2K {
 #[cfg(target_arch = "x86_64")]
 impl x86::block256::X86Block256<BYTES> for Q2K {
     const UNIT_AT: usize = 80;
+    const TILE_CHAIN: usize = 4;
 
     #[inline]
     #[target_feature(enable = "avx2")]

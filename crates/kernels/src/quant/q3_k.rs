@@ -69,6 +69,7 @@ impl Block256<BYTES> for Q3K {
 impl x86::block256::X86Block256<BYTES> for Q3K {
     const OFFSET: i32 = 4;
     const UNIT_AT: usize = 108;
+    const TILE_CHAIN: usize = 4;
 
     #[inline]
     #[target_feature(enable = "avx2")]

@@ -61,6 +61,8 @@ impl Block256<BYTES> for Q5K {
 
 #[cfg(target_arch = "x86_64")]
 impl x86::block256::X86Block256<BYTES> for Q5K {
+    const TILE_CHAIN: usize = 4;
+
     #[inline]
     #[target_feature(enable = "avx2")]
     unsafe fn pairs(block: &[u8; BYTES], s: usize, x: __m256i) -> __m256i {

@@ -66,6 +66,7 @@ impl Block256<BYTES> for Q6K {
 impl x86::block256::X86Block256<BYTES> for Q6K {
     const OFFSET: i32 = 32;
     const UNIT_AT: usize = 208;
+    const TILE_CHAIN: usize = 2;
 
     #[inline]
     #[target_feature(enable = "avx2")]

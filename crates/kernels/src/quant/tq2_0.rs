@@ -61,6 +61,7 @@ impl Block256<BYTES> for Tq2_0 {
 impl x86::block256::X86Block256<BYTES> for Tq2_0 {
     const OFFSET: i32 = 1;
     const UNIT_AT: usize = 64;
+    const TILE_CHAIN: usize = 8;
 
     #[inline]
     #[target_feature(enable = "avx2")]

@@ -18,6 +18,11 @@ pub(in crate::quant) trait X86Block256<const N: usize>: Block256<N> {
     const UNIT_FACTOR: f32 = 1.0;
     /// From how many activation rows on a tile is faster than rows.
     const TILE_FROM: usize = 4;
+    /// What makes the integers unsigned for a tile.
+    const TILE_OFFSET: i32 = Self::OFFSET;
+    /// How many sums of two products of the unsigned integers with activations sixteen bits can hold, and at most as many as
+    /// share a scale: 1, 2, 4 (sixteen elements) or 8 (32). With 0 the tile works on words instead.
+    const TILE_CHAIN: usize;
 
     /// The bits of `d`, and above them those of `dmin`.
     #[inline(always)]
@@ -146,31 +151,62 @@ unsafe fn tile_avx2<B: X86Block256<N>, const N: usize>(
     let blocks = &weights.as_chunks::<N>().0[..n_blocks * n_rows];
     y.fill([0.0; TILE_ROWS]);
     let mut panel = Panel::new();
-    let (mut q, mut scale, mut min) = ([0; 256], [0; 16], [0; 16]);
-    let mut products = [[0; 256]; 8];
-    let mut mins = [[0; 16]; 8];
     for b in 0..n_blocks {
         for v in 0..n_rows.div_ceil(8) {
-            for r in 0..8.min(n_rows - 8 * v) {
-                let block = &blocks[(8 * v + r) * n_blocks + b];
-                // SAFETY: AVX2 is on.
-                unsafe { B::integers(block, &mut q) };
-                B::scales(block, &mut scale, &mut min);
-                tile::scaled(&q, &scale, &mut products[r]);
-                let halves = B::halves(block);
-                (panel.d[0][8 * v + r], panel.m[0][8 * v + r]) = tile::units(halves, B::UNIT_FACTOR);
-                mins[r] = min;
-            }
-            panel.fill(v, &products);
-            if B::MIN {
-                panel.fill_mins(v, &mins);
-            }
+            let rows = (8 * v..n_rows.min(8 * v + 8)).map(|r| &blocks[r * n_blocks + b]);
+            // SAFETY: AVX2 and F16C are on.
+            unsafe { unpack::<B, N>(&mut panel, v, rows) };
         }
-        if B::MIN {
-            tile::block_of_256::<true>(&panel, b, n_rows, columns, n, y);
+        // (Associated constants cannot be constant arguments, so each case is spelled out; only one is compiled.)
+        macro_rules! add {
+            ($($chain:literal)*) => {
+                match (B::TILE_CHAIN, B::MIN) {
+                    $(
+                        ($chain, true) => {
+                            tile::block_of_256::<true, $chain>(&panel, b, n_rows, B::TILE_OFFSET, columns, n, y);
+                        }
+                        ($chain, false) => {
+                            tile::block_of_256::<false, $chain>(&panel, b, n_rows, B::TILE_OFFSET, columns, n, y);
+                        }
+                    )*
+                    _ => unreachable!("a chain of 0, 1, 2, 4 or 8"),
+                }
+            };
+        }
+        add!(0 1 2 4 8);
+    }
+}
+
+/// One block each of up to eight rows into group `v` of a panel.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+unsafe fn unpack<'a, B: X86Block256<N>, const N: usize>(
+    panel: &mut Panel,
+    v: usize,
+    rows: impl Iterator<Item = &'a [u8; N]>,
+) {
+    let (mut bytes, mut words) = ([[0; 256]; 8], [[0; 256]; 8]);
+    let (mut scales, mut mins) = ([[0; 16]; 8], [[0; 16]; 8]);
+    let mut q = [0; 256];
+    for (r, block) in rows.enumerate() {
+        // SAFETY: AVX2 is on.
+        unsafe { B::integers(block, &mut q) };
+        B::scales(block, &mut scales[r], &mut mins[r]);
+        if B::TILE_CHAIN == 0 {
+            tile::scaled(&q, &scales[r], &mut words[r]);
         } else {
-            tile::block_of_256::<false>(&panel, b, n_rows, columns, n, y);
+            tile::shifted(&q, B::TILE_OFFSET, &mut bytes[r]);
         }
+        (panel.d[0][8 * v + r], panel.m[0][8 * v + r]) = tile::units(B::halves(block), B::UNIT_FACTOR);
+    }
+    if B::TILE_CHAIN == 0 {
+        panel.fill_words(v, &words);
+    } else {
+        panel.fill_bytes(v, &bytes);
+        panel.fill_scales(v, &scales);
+    }
+    if B::MIN {
+        panel.fill_mins(v, &mins);
     }
 }
 

@@ -17,6 +17,9 @@ pub(in crate::quant) trait X86Block32<const N: usize>: Block32<N> {
     const WIDE: bool = false;
     /// From how many activation rows on a tile is faster than rows.
     const TILE_FROM: usize = 4;
+    /// How many sums of two products of the unsigned integers with activations sixteen bits can hold: 4 or 8. With 0 the tile works on
+    /// words instead.
+    const TILE_CHAIN: usize;
 
     /// The integers plus the offset, as unsigned bytes.
     ///
@@ -144,26 +147,62 @@ unsafe fn tile_avx2<B: X86Block32<N>, const N: usize>(
     let blocks = &weights.as_chunks::<N>().0[..n_blocks * n_rows];
     y.fill([0.0; TILE_ROWS]);
     let mut panel = Panel::new();
-    let mut words = [[0; 256]; 8];
     for first in (0..n_blocks).step_by(8) {
         let count = 8.min(n_blocks - first);
         for v in 0..n_rows.div_ceil(8) {
-            for r in 0..8.min(n_rows - 8 * v) {
-                let row = &blocks[(8 * v + r) * n_blocks + first..][..count];
-                for (s, block) in row.iter().enumerate() {
-                    // SAFETY: this function has their features.
-                    let (q, (d, m)) = unsafe { (B::load(block), B::units([block; 4])) };
-                    let q = _mm256_sub_epi8(q, _mm256_set1_epi8(B::OFFSET as u8 as i8));
-                    tile::widen_into(q, &mut words[r], s);
-                    (panel.d[s][8 * v + r], panel.m[s][8 * v + r]) = (_mm_cvtss_f32(d), _mm_cvtss_f32(m));
+            let rows = (8 * v..n_rows.min(8 * v + 8)).map(|r| &blocks[r * n_blocks + first..][..count]);
+            // SAFETY: this function has its features.
+            unsafe { unpack::<B, N>(&mut panel, v, rows) };
+        }
+        // (Associated constants cannot be constant arguments, so each case is spelled out; only one is compiled.)
+        macro_rules! add {
+            ($($chain:literal)*) => {
+                match (B::TILE_CHAIN, B::MIN) {
+                    $(
+                        ($chain, true) => {
+                            tile::blocks_of_32::<true, $chain>(&panel, first, count, n_rows, B::OFFSET, columns, n, y);
+                        }
+                        ($chain, false) => {
+                            tile::blocks_of_32::<false, $chain>(&panel, first, count, n_rows, B::OFFSET, columns, n, y);
+                        }
+                    )*
+                    _ => unreachable!("a chain of 0, 4 or 8"),
                 }
-            }
-            panel.fill(v, &words);
+            };
         }
-        if B::MIN {
-            tile::blocks_of_32::<true>(&panel, first, count, n_rows, columns, n, y);
-        } else {
-            tile::blocks_of_32::<false>(&panel, first, count, n_rows, columns, n, y);
+        add!(0 4 8);
+    }
+}
+
+/// At most eight blocks each of up to eight rows into group `v` of a panel.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+unsafe fn unpack<'a, B: X86Block32<N>, const N: usize>(
+    panel: &mut Panel,
+    v: usize,
+    rows: impl Iterator<Item = &'a [[u8; N]]>,
+) {
+    let (mut bytes, mut words) = ([[0; 256]; 8], [[0; 256]; 8]);
+    for (r, row) in rows.enumerate() {
+        for (s, block) in row.iter().enumerate() {
+            // SAFETY: this function has their features; thirty-two bytes into an array of thirty-two.
+            let (d, m) = unsafe {
+                let q = B::load(block);
+                if B::TILE_CHAIN == 0 {
+                    let q = _mm256_sub_epi8(q, _mm256_set1_epi8(B::OFFSET as u8 as i8));
+                    tile::widened(q, &mut words[r].as_chunks_mut::<32>().0[s]);
+                } else {
+                    let bytes: &mut [u8; 32] = &mut bytes[r].as_chunks_mut::<32>().0[s];
+                    _mm256_storeu_si256(bytes.as_mut_ptr().cast(), q);
+                }
+                B::units([block; 4])
+            };
+            (panel.d[s][8 * v + r], panel.m[s][8 * v + r]) = (_mm_cvtss_f32(d), _mm_cvtss_f32(m));
         }
+    }
+    if B::TILE_CHAIN == 0 {
+        panel.fill_words(v, &words);
+    } else {
+        panel.fill_bytes(v, &bytes);
     }
 }
