@@ -8,7 +8,9 @@ use std::io::{Read, Seek, SeekFrom};
 
 use files::{Checkpoint, GgmlType, Tensor};
 
-use crate::backend::{Backend, Buf, CacheId, RopeId, RopeSpec, SelectionId, WeightId, WeightSpec};
+use crate::backend::{
+    Backend, Buf, CacheId, RopeId, RopeSpec, ScratchSpec, SelectionId, WeightId, WeightSpec,
+};
 use crate::options::CacheType;
 use crate::{EngineOptions, Error};
 
@@ -167,9 +169,10 @@ impl<'a> Loader<'a> {
         self.backend.as_deref_mut().map_or(Buf(u32::MAX), |b| b.buffer(len))
     }
 
-    pub(crate) fn cache(&mut self, rows: usize, width: usize, ty: CacheType) -> CacheId {
-        self.ledger.caches += rows as u64 * width as u64 * ty.bytes();
-        self.backend.as_deref_mut().map_or(CacheId(u32::MAX), |b| b.cache(rows, width, ty))
+    /// See [`Backend::cache`].
+    pub(crate) fn cache(&mut self, rows: usize, width: usize, coarse: usize, ty: CacheType) -> CacheId {
+        self.ledger.caches += rows as u64 * ty.row_bytes(width, coarse);
+        self.backend.as_deref_mut().map_or(CacheId(u32::MAX), |b| b.cache(rows, width, coarse, ty))
     }
 
     pub(crate) fn selection(&mut self, tokens: usize, top_k: usize, context: usize) -> SelectionId {
@@ -183,10 +186,10 @@ impl<'a> Loader<'a> {
     }
 
     /// Operation scratch: see [`Backend::scratch`].
-    pub(crate) fn scratch(&mut self, rows: usize, row: usize, context: usize) {
-        self.ledger.scratch += crate::backend::cpu::scratch_bytes(self.options.threads(), rows, row, context);
+    pub(crate) fn scratch(&mut self, spec: &ScratchSpec) {
+        self.ledger.scratch += crate::backend::cpu::scratch_bytes(self.options.threads(), spec);
         if let Some(backend) = self.backend.as_deref_mut() {
-            backend.scratch(rows, row, context);
+            backend.scratch(spec);
         }
     }
 }

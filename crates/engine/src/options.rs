@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use experts::BankSize;
 pub use experts::ReaderChoice;
+use kernels::ops::Q8_BLOCK;
 
 /// Which cached positions a query may see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
@@ -27,15 +28,20 @@ pub enum CacheType {
     /// 2 bytes; index keys are Hadamard-rotated so that rounding costs little.
     #[default]
     F16,
+    /// Latents in one byte with an f32 scale per 32; rotated keys and index keys, which decide where attention goes, as f16.
+    Q8,
 }
 
 impl CacheType {
-    /// Bytes per element.
-    pub fn bytes(self) -> u64 {
-        match self {
-            Self::F32 => 4,
-            Self::F16 => 2,
-        }
+    /// Bytes of a cached row of `width` elements, of which the first `coarse` may be rounded to 8 bits.
+    pub fn row_bytes(self, width: usize, coarse: usize) -> u64 {
+        let bytes = match self {
+            Self::F32 => 4 * width,
+            Self::F16 => 2 * width,
+            // In whole words, so that the scales of the next row are aligned.
+            Self::Q8 => (4 * coarse.div_ceil(Q8_BLOCK) + 2 * (width - coarse) + coarse).next_multiple_of(4),
+        };
+        bytes as u64
     }
 }
 

@@ -5,8 +5,9 @@
 //! One rule runs through it: **every result has one canonical order of rounding**, the same for every instruction set,
 //! thread count, number of rows and position.
 //! * Quantised dots are exact integers inside a block; per block one `f32` term is added to the sum, block after block.
-//! * Float dots and sums use sixteen lanes (`i mod 16`), each added in order, multiply then add (never fused), and one fixed
-//!   tree at the end ([`ops::reduce`]).
+//! * Float dots and sums use sixteen lanes (`i mod 16`), each added in order, products fused into their sum (one rounding per
+//!   step), and one fixed tree at the end ([`ops::reduce`]).
+//! * Attention and index scores are fused as well; their orders stand with [`ops::attend_chunk`] and [`ops::index_scores`].
 //!
 //! Hence SIMD equals scalar bit for bit in every format, and the tests ask for exactly that.
 

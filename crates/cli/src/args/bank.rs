@@ -50,6 +50,8 @@ pub(crate) struct BankArgs {
 enum CacheChoice {
     F32,
     F16,
+    /// Latents in 8 bits, keys in f16
+    Q8,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -76,6 +78,7 @@ impl BankArgs {
             cache_type: match self.cache_type {
                 CacheChoice::F32 => CacheType::F32,
                 CacheChoice::F16 => CacheType::F16,
+                CacheChoice::Q8 => CacheType::Q8,
             },
             threads: self.threads,
             moe_topk: self.moe_topk,

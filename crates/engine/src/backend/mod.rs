@@ -125,6 +125,23 @@ pub struct RopeSpec {
     pub yarn: Option<kernels::ops::Yarn>,
 }
 
+/// What scratch is sized for: the largest operation of each kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ScratchSpec {
+    /// Tokens of one step at most.
+    pub rows: usize,
+    /// Elements of the longest activation row.
+    pub row: usize,
+    /// Attention heads.
+    pub heads: usize,
+    /// Elements of a cached latent row.
+    pub cache_width: usize,
+    /// Heads of the indexer; 0 where it does not run.
+    pub index_heads: usize,
+    /// Elements of an index key.
+    pub index_head_dim: usize,
+}
+
 /// How each token's positions are chosen in one layer.
 #[derive(Debug, Clone, Copy)]
 pub enum Select {
@@ -216,14 +233,14 @@ pub trait Backend: Send {
     ) -> Result<WeightId, Error>;
     /// An activation buffer of `len` f32.
     fn buffer(&mut self, len: usize) -> Buf;
-    /// `rows` cached rows of `width` elements.
-    fn cache(&mut self, rows: usize, width: usize, ty: CacheType) -> CacheId;
+    /// `rows` cached rows of `width` elements, of which the first `coarse` may be rounded to 8 bits.
+    fn cache(&mut self, rows: usize, width: usize, coarse: usize, ty: CacheType) -> CacheId;
     /// Room for the selections of `tokens` tokens of up to `top_k` positions; `context` bounds the scores.
     fn selection(&mut self, tokens: usize, top_k: usize, context: usize) -> SelectionId;
     /// A rotary embedding and room for the angles of a step.
     fn rope_table(&mut self, spec: &RopeSpec) -> RopeId;
-    /// Scratch shared by all operations, sized for the largest: activation rows of `row` elements, `context` positions.
-    fn scratch(&mut self, rows: usize, row: usize, context: usize);
+    /// Scratch shared by all operations.
+    fn scratch(&mut self, spec: &ScratchSpec);
     /// Bytes allocated so far, all kinds.
     fn allocated_bytes(&self) -> u64;
 

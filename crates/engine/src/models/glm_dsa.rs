@@ -7,7 +7,7 @@ use files::{Checkpoint, Metadata};
 use kernels::ops::Yarn;
 
 use super::{Architecture, Model, ModelInfo, SequenceCache, Step, planned_context};
-use crate::backend::{Buf, RopeSpec, Select, View, WeightId};
+use crate::backend::{Buf, RopeSpec, ScratchSpec, Select, View, WeightId};
 use crate::layers::ffn::{Ffn, FfnState};
 use crate::layers::mla::{Mla, MlaConfig, MlaState};
 use crate::layers::moe::{Moe, MoeConfig, MoeState};
@@ -136,7 +136,7 @@ impl Config {
                 index_n_heads: keys.size("attention.indexer.head_count")?,
                 index_head_dim: keys.size("attention.indexer.key_length")?,
                 index_topk: keys.size("attention.indexer.top_k")?,
-                hadamard: options.cache_type == CacheType::F16,
+                hadamard: options.cache_type != CacheType::F32,
             },
             moe: keys.moe(hidden_size, options)?,
             full: keys.full_layers(layers, max_position_embeddings)?,
@@ -188,11 +188,12 @@ impl Config {
     fn sequence_cache(&self, loader: &mut Loader<'_>, context: usize, options: &EngineOptions) -> SequenceCache {
         let ty = options.cache_type;
         let sparse = options.attention == AttentionMode::Sparse;
-        let latents = (0..self.num_hidden_layers).map(|_| loader.cache(context, self.mla.cache_width(), ty)).collect();
+        let (width, latent) = (self.mla.cache_width(), self.mla.kv_lora_rank);
+        let latents = (0..self.num_hidden_layers).map(|_| loader.cache(context, width, latent, ty)).collect();
         let index_keys = self
             .full
             .iter()
-            .map(|&full| (full && sparse).then(|| loader.cache(context, self.mla.index_head_dim, ty)))
+            .map(|&full| (full && sparse).then(|| loader.cache(context, self.mla.index_head_dim, 0, ty)))
             .collect();
         SequenceCache { latents, index_keys }
     }
@@ -381,7 +382,14 @@ impl State {
             c.intermediate_size.max(shared),
             c.moe.router.top_k * c.moe.moe_intermediate_size,
         ];
-        loader.scratch(ubatch, widest.into_iter().max().unwrap_or(1), context);
+        loader.scratch(&ScratchSpec {
+            rows: ubatch,
+            row: widest.into_iter().max().unwrap_or(1),
+            heads: c.mla.num_attention_heads,
+            cache_width: c.mla.cache_width(),
+            index_heads: if loader.options.attention == AttentionMode::Sparse { c.mla.index_n_heads } else { 0 },
+            index_head_dim: c.mla.index_head_dim,
+        });
         Self {
             x: loader.buffer(ubatch * c.hidden_size),
             normed: loader.buffer(ubatch * c.hidden_size),

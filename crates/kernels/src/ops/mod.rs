@@ -1,13 +1,13 @@
 //! The float operations of a transformer, one file each, on slices and without allocation.
 //!
-//! Each body is written once in the canonical order (multiply then add, sums over sixteen lanes) and compiled a second time with
-//! wider registers; the compiler may neither reorder nor fuse, so all instruction sets agree bit for bit.
+//! Each body is written once in the canonical order (dots fused, sums over sixteen lanes) and compiled again with wider
+//! registers; the compiler may neither reorder nor fuse by itself, so all instruction sets agree bit for bit.
 
 /// Declares a function whose body is compiled twice, portable and for AVX2, the choice being made at run time.
 macro_rules! vectorized {
-    ($(#[$meta:meta])* pub fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
         $(#[$meta])*
-        pub fn $name($($arg: $ty),*) $(-> $ret)? {
+        $vis fn $name($($arg: $ty),*) $(-> $ret)? {
             #[inline(always)]
             fn portable($($arg: $ty),*) $(-> $ret)? $body
             #[cfg(target_arch = "x86_64")]
@@ -25,29 +25,61 @@ macro_rules! vectorized {
     };
 }
 
+/// Declares a scalar function with fused multiply-adds: its body is compiled a second time with the instruction, because
+/// without it every one of them is a call into the C library (the same result, many times slower).
+macro_rules! fused {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
+        $(#[$meta])*
+        $vis fn $name($($arg: $ty),*) $(-> $ret)? {
+            #[inline(always)]
+            fn portable($($arg: $ty),*) $(-> $ret)? $body
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "fma")]
+                fn with_instruction($($arg: $ty),*) $(-> $ret)? {
+                    portable($($arg),*)
+                }
+                if is_x86_feature_detected!("fma") {
+                    // SAFETY: just checked.
+                    return unsafe { with_instruction($($arg),*) };
+                }
+            }
+            portable($($arg),*)
+        }
+    };
+}
+
+mod attention;
 mod axpy;
 mod dot;
 mod exp;
 mod hadamard;
 mod half;
+mod index;
 mod norm;
+mod q8;
 mod rope;
 mod silu;
 mod softmax;
 mod top_k;
 #[cfg(target_arch = "x86_64")]
 mod x86;
+#[cfg(target_arch = "x86_64")]
+mod x86_attention;
 
-pub use axpy::{axpy, axpy_f16};
-pub use dot::{dot, dot_f16, reduce, sum};
+pub use attention::{ATTENTION_CHUNK, Running, attend_chunk, attend_finish, padded};
+pub use axpy::axpy;
+pub use dot::{dot, reduce, sum};
 pub use exp::exp;
 pub use hadamard::hadamard;
 pub use half::{f16_to_f32, f32_to_f16, narrow, widen};
+pub use index::{INDEX_PANEL, index_panel, index_scores};
 pub use norm::{layer_norm, rms_norm};
+pub use q8::{Q8_BLOCK, q8_decode, q8_encode};
 pub use rope::{Rope, Yarn, rope_interleaved, yarn_mscale};
 pub use silu::{sigmoid, silu, silu_mul};
 pub use softmax::softmax;
-pub use top_k::{top_k_ascending, top_k_ranked};
+pub use top_k::{TOP_K_BINS, top_k_ascending, top_k_count, top_k_counted, top_k_ranked};
 
 #[cfg(test)]
 pub(crate) mod testing {

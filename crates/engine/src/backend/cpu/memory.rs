@@ -3,7 +3,7 @@
 use bytemuck::{cast_slice, cast_slice_mut};
 use kernels::{Activation, AlignedBuf, SharedMut, ops};
 
-use super::super::{Buf, RopeSpec, View};
+use super::super::{Buf, RopeSpec, ScratchSpec, View};
 use crate::options::CacheType;
 
 /// The buffer as f32; it is page-aligned.
@@ -77,16 +77,20 @@ impl Buffers {
     }
 }
 
-/// Cached rows, f32 or f16.
+/// Cached rows. A q8 row is `[scales f32][fine elements f16][coarse elements i8]`.
 pub(super) struct Cache {
     width: usize,
+    /// Leading elements that q8 rounds to eight bits.
+    coarse: usize,
+    row_bytes: usize,
     ty: CacheType,
     bytes: AlignedBuf,
 }
 
 impl Cache {
-    pub(super) fn new(rows: usize, width: usize, ty: CacheType) -> Self {
-        Self { width, ty, bytes: AlignedBuf::zeroed(rows * width * ty.bytes() as usize) }
+    pub(super) fn new(rows: usize, width: usize, coarse: usize, ty: CacheType) -> Self {
+        let row_bytes = ty.row_bytes(width, coarse) as usize;
+        Self { width, coarse, row_bytes, ty, bytes: AlignedBuf::zeroed(rows * row_bytes) }
     }
 
     pub(super) fn width(&self) -> usize {
@@ -97,32 +101,41 @@ impl Cache {
         self.bytes.len() as u64
     }
 
+    /// Bytes of a q8 row's scales, and of its scales and fine elements.
+    fn parts(&self) -> (usize, usize) {
+        let scales = 4 * self.coarse.div_ceil(ops::Q8_BLOCK);
+        (scales, scales + 2 * (self.width - self.coarse))
+    }
+
     pub(super) fn store(&mut self, position: usize, row: &[f32]) {
-        let range = position * self.width..(position + 1) * self.width;
+        let (scales, fine) = self.parts();
+        let bytes = &mut self.bytes[position * self.row_bytes..][..self.row_bytes];
         match self.ty {
-            CacheType::F32 => floats_mut(&mut self.bytes)[range].copy_from_slice(row),
-            CacheType::F16 => {
-                ops::f32_to_f16(row, &mut cast_slice_mut::<u8, u16>(&mut self.bytes)[range]);
+            CacheType::F32 => cast_slice_mut(bytes).copy_from_slice(row),
+            CacheType::F16 => ops::f32_to_f16(row, cast_slice_mut(bytes)),
+            CacheType::Q8 => {
+                let (scale_bytes, rest) = bytes.split_at_mut(scales);
+                let (fine_bytes, rest) = rest.split_at_mut(fine - scales);
+                let (coarse, exact) = row.split_at(self.coarse);
+                let quants = cast_slice_mut(&mut rest[..self.coarse]);
+                ops::q8_encode(coarse, cast_slice_mut(scale_bytes), quants);
+                ops::f32_to_f16(exact, cast_slice_mut(fine_bytes));
             }
         }
     }
 
-    /// `x · row[..x.len()]`.
-    pub(super) fn dot(&self, position: usize, x: &[f32]) -> f32 {
-        let start = position * self.width;
+    /// The row as floats.
+    pub(super) fn decode(&self, position: usize, row: &mut [f32]) {
+        let (scales, fine) = self.parts();
+        let bytes = &self.bytes[position * self.row_bytes..][..self.row_bytes];
         match self.ty {
-            CacheType::F32 => ops::dot(x, &floats(&self.bytes)[start..start + x.len()]),
-            CacheType::F16 => ops::dot_f16(x, &cast_slice::<u8, u16>(&self.bytes)[start..start + x.len()]),
-        }
-    }
-
-    /// `y += a * row[..y.len()]`.
-    pub(super) fn axpy(&self, a: f32, position: usize, y: &mut [f32]) {
-        let start = position * self.width;
-        match self.ty {
-            CacheType::F32 => ops::axpy(a, &floats(&self.bytes)[start..start + y.len()], y),
-            CacheType::F16 => {
-                ops::axpy_f16(a, &cast_slice::<u8, u16>(&self.bytes)[start..start + y.len()], y)
+            CacheType::F32 => row.copy_from_slice(cast_slice(bytes)),
+            CacheType::F16 => ops::f16_to_f32(cast_slice(bytes), row),
+            CacheType::Q8 => {
+                let (coarse, exact) = row.split_at_mut(self.coarse);
+                let quants = cast_slice(&bytes[fine..fine + self.coarse]);
+                ops::q8_decode(quants, cast_slice(&bytes[..scales]), coarse);
+                ops::f16_to_f32(cast_slice(&bytes[scales..fine]), exact);
             }
         }
     }
@@ -162,18 +175,27 @@ pub(super) struct Selection {
     /// `[tokens, top_k]`.
     lists: Vec<u32>,
     top_k: usize,
-    /// Scores of one token against every position.
-    pub(super) scores: Vec<f32>,
-    /// Scratch of the selection.
-    pub(super) order: Vec<u64>,
+    /// Scores of the tokens that are scored together, as sortable integers: `[SCAN_TOKENS at most, context]`.
+    keys: Vec<u32>,
+    context: usize,
 }
 
 const LIST: u32 = u32::MAX;
 
+/// Tokens that are scored together, so that a panel of keys is decoded once for all of them.
+pub(super) const SCAN_TOKENS: usize = 4;
+
 /// Bytes of [`Selection::new`].
 pub(crate) fn selection_bytes(tokens: usize, top_k: usize, context: usize) -> u64 {
     let lists = tokens * top_k.min(context);
-    (4 * (2 * tokens + lists + context) + 8 * context) as u64
+    (4 * (2 * tokens + lists + tokens.min(SCAN_TOKENS) * context)) as u64
+}
+
+/// What the second half of a selection works on: scored keys to read, lists to write.
+pub(super) struct Choosing<'a> {
+    pub(super) keys: &'a [u32],
+    pub(super) lists: SharedMut<'a, u32>,
+    pub(super) top_k: usize,
 }
 
 impl Selection {
@@ -183,25 +205,34 @@ impl Selection {
             spans: vec![(0, 0); tokens],
             lists: vec![0; tokens * top_k],
             top_k,
-            scores: vec![0.0; context],
-            order: vec![0; context],
+            keys: vec![0; tokens.min(SCAN_TOKENS) * context],
+            context,
         }
     }
 
     pub(super) fn bytes(&self) -> u64 {
-        (4 * (2 * self.spans.len() + self.lists.len() + self.scores.len()) + 8 * self.order.len()) as u64
+        (4 * (2 * self.spans.len() + self.lists.len() + self.keys.len())) as u64
+    }
+
+    /// Keys to write, and how many of one token lie before the next one's.
+    pub(super) fn scoring(&mut self) -> (SharedMut<'_, u32>, usize) {
+        (SharedMut::new(&mut self.keys), self.context)
+    }
+
+    /// Positions there is room for.
+    pub(super) fn context(&self) -> usize {
+        self.context
+    }
+
+    /// Marks the `n` tokens from `token` on as having lists, and hands out what fills them.
+    pub(super) fn choosing(&mut self, token: usize, n: usize) -> Choosing<'_> {
+        self.spans[token..token + n].fill((LIST, self.top_k as u32));
+        let lists = SharedMut::new(&mut self.lists[token * self.top_k..][..n * self.top_k]);
+        Choosing { keys: &self.keys, lists, top_k: self.top_k }
     }
 
     pub(super) fn set_range(&mut self, token: usize, from: usize, to: usize) {
         self.spans[token] = (from as u32, to as u32);
-    }
-
-    /// Keeps the `k` largest of `scores[..len]`, ties to the lower position.
-    pub(super) fn set_top(&mut self, token: usize, len: usize, k: usize) {
-        let k = k.min(self.top_k);
-        let list = &mut self.lists[token * self.top_k..][..k];
-        ops::top_k_ascending(&self.scores[..len], &mut self.order[..len], list);
-        self.spans[token] = (LIST, k as u32);
     }
 
     pub(super) fn get(&self, token: usize) -> Selected<'_> {
@@ -263,37 +294,59 @@ pub(super) struct Scratch {
     pub(super) activations: AlignedBuf,
     /// One activation row of f32.
     pub(super) row: Vec<f32>,
-    /// A row of attention probabilities per task that may run at once.
-    pub(super) probabilities: AlignedBuf,
-    /// Elements of one row of `probabilities`.
-    pub(super) context: usize,
+    /// Floats per task of attention or of the indexer that may run at once.
+    pub(super) tasks: AlignedBuf,
+    /// Elements of `tasks` per task.
+    pub(super) per_task: usize,
+    /// Counters of the selection: `[tasks, scan tokens, TOP_K_BINS]`.
+    pub(super) counts: Vec<u32>,
 }
 
 /// Attention tasks that may run at once, per thread.
 pub(super) const TASKS_PER_THREAD: usize = 4;
 
-fn activation_bytes(rows: usize, row: usize) -> usize {
+/// Floats of an attention task: a chunk of decoded rows, and scores, maxima and sums of the heads.
+pub(super) fn attention_floats(heads: usize, width: usize) -> usize {
+    ops::ATTENTION_CHUNK * ops::padded(width) + heads * (ops::ATTENTION_CHUNK + 2)
+}
+
+/// Floats of a task of the indexer: keys as rows and as a panel, and the heads' scaled weights of each token.
+pub(super) fn index_floats(heads: usize, dim: usize) -> usize {
+    2 * ops::INDEX_PANEL * dim + SCAN_TOKENS * heads
+}
+
+/// Elements of [`Scratch`]'s `activations`, `per_task` and `counts`.
+fn scratch_lens(threads: usize, s: &ScratchSpec) -> (usize, usize, usize) {
     // All forms at once: gate and up of an expert may want different ones.
     let widest = [Activation::F32, Activation::Q8_0, Activation::Q8K].into_iter();
-    rows * widest.map(|a| a.row_bytes(row.next_multiple_of(256))).sum::<usize>()
+    let activations = s.rows * widest.map(|a| a.row_bytes(s.row.next_multiple_of(256))).sum::<usize>();
+    let indexed = s.index_heads > 0;
+    let index = if indexed { index_floats(s.index_heads, s.index_head_dim) } else { 0 };
+    // Each task starts on a cache line of its own.
+    let per_task = attention_floats(s.heads, s.cache_width).max(index).next_multiple_of(16);
+    let counters = if indexed { s.rows.min(SCAN_TOKENS) * ops::TOP_K_BINS } else { 0 };
+    (activations, per_task, threads * TASKS_PER_THREAD * counters)
 }
 
 /// Bytes of [`Scratch::new`].
-pub(crate) fn scratch_bytes(threads: usize, rows: usize, row: usize, context: usize) -> u64 {
-    (activation_bytes(rows, row) + 4 * row + 4 * threads * TASKS_PER_THREAD * context) as u64
+pub(crate) fn scratch_bytes(threads: usize, spec: &ScratchSpec) -> u64 {
+    let (activations, per_task, counts) = scratch_lens(threads, spec);
+    (activations + 4 * (spec.row + threads * TASKS_PER_THREAD * per_task + counts)) as u64
 }
 
 impl Scratch {
-    pub(super) fn new(threads: usize, rows: usize, row: usize, context: usize) -> Self {
+    pub(super) fn new(threads: usize, spec: &ScratchSpec) -> Self {
+        let (activations, per_task, counts) = scratch_lens(threads, spec);
         Self {
-            activations: AlignedBuf::zeroed(activation_bytes(rows, row)),
-            row: vec![0.0; row],
-            probabilities: AlignedBuf::zeroed(4 * threads * TASKS_PER_THREAD * context),
-            context,
+            activations: AlignedBuf::zeroed(activations),
+            row: vec![0.0; spec.row],
+            tasks: AlignedBuf::zeroed(4 * threads * TASKS_PER_THREAD * per_task),
+            per_task,
+            counts: vec![0; counts],
         }
     }
 
     pub(super) fn bytes(&self) -> u64 {
-        (self.activations.len() + 4 * self.row.len() + self.probabilities.len()) as u64
+        (self.activations.len() + 4 * (self.row.len() + self.counts.len()) + self.tasks.len()) as u64
     }
 }

@@ -16,8 +16,8 @@ use experts::Bank;
 use kernels::{AlignedBuf, Isa, Kernel, Pool, ops};
 
 use super::{
-    Backend, Buf, CacheId, Heads, Index, LatentAttention, RopeId, RopeSpec, Routed, Select, SelectionId,
-    View, WeightId, WeightSpec,
+    Backend, Buf, CacheId, Heads, Index, LatentAttention, RopeId, RopeSpec, Routed, ScratchSpec, Select,
+    SelectionId, View, WeightId, WeightSpec,
 };
 use crate::Error;
 use crate::options::CacheType;
@@ -58,7 +58,7 @@ impl CpuBackend {
             caches: Vec::new(),
             selections: Vec::new(),
             ropes: Vec::new(),
-            scratch: Scratch::new(threads, 0, 0, 0),
+            scratch: Scratch::new(threads, &ScratchSpec::default()),
         })
     }
 
@@ -99,8 +99,8 @@ impl Backend for CpuBackend {
         self.buffers.add(len)
     }
 
-    fn cache(&mut self, rows: usize, width: usize, ty: CacheType) -> CacheId {
-        self.caches.push(Cache::new(rows, width, ty));
+    fn cache(&mut self, rows: usize, width: usize, coarse: usize, ty: CacheType) -> CacheId {
+        self.caches.push(Cache::new(rows, width, coarse, ty));
         CacheId(self.caches.len() as u32 - 1)
     }
 
@@ -114,8 +114,8 @@ impl Backend for CpuBackend {
         RopeId(self.ropes.len() as u32 - 1)
     }
 
-    fn scratch(&mut self, rows: usize, row: usize, context: usize) {
-        self.scratch = Scratch::new(self.pool.threads(), rows, row, context);
+    fn scratch(&mut self, spec: &ScratchSpec) {
+        self.scratch = Scratch::new(self.pool.threads(), spec);
     }
 
     fn allocated_bytes(&self) -> u64 {

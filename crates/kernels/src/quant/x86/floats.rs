@@ -43,8 +43,8 @@ fn tail<const N: usize>(weights: &[u8], x: &[u8], n: usize) -> ([[u8; N]; 16], [
 /// The AVX2 kernel.
 ///
 /// # Safety
-/// That of [`Rows`](crate::Rows), for AVX2 and F16C.
-#[target_feature(enable = "avx2,f16c")]
+/// That of [`Rows`](crate::Rows), for AVX2, F16C and FMA.
+#[target_feature(enable = "avx2,f16c,fma")]
 unsafe fn dot_avx2<F: X86Float<N>, const N: usize>(weights: &[u8], x: &[u8], n: usize) -> f32 {
     debug_assert!(weights.len() >= n * N && x.len() >= n * 4);
     let (mut low, mut high) = (_mm256_setzero_ps(), _mm256_setzero_ps());
@@ -52,8 +52,8 @@ unsafe fn dot_avx2<F: X86Float<N>, const N: usize>(weights: &[u8], x: &[u8], n: 
         // SAFETY: sixteen weights and sixteen floats are readable at the pointers; see the calls.
         unsafe {
             let (x0, x1) = (_mm256_loadu_ps(x.cast()), _mm256_loadu_ps(x.add(32).cast()));
-            low = _mm256_add_ps(low, _mm256_mul_ps(F::load8(w), x0));
-            high = _mm256_add_ps(high, _mm256_mul_ps(F::load8(w.add(8 * N)), x1));
+            low = _mm256_fmadd_ps(F::load8(w), x0, low);
+            high = _mm256_fmadd_ps(F::load8(w.add(8 * N)), x1, high);
         }
     };
     for i in 0..n / 16 {
@@ -77,7 +77,7 @@ unsafe fn dot_avx512<F: X86Float<N>, const N: usize>(weights: &[u8], x: &[u8], n
     let mut lanes = _mm512_setzero_ps();
     let mut step = |w: *const u8, x: *const u8| {
         // SAFETY: sixteen weights and sixteen floats are readable at the pointers; see the calls.
-        lanes = unsafe { _mm512_add_ps(lanes, _mm512_mul_ps(F::load16(w), _mm512_loadu_ps(x.cast()))) };
+        lanes = unsafe { _mm512_fmadd_ps(F::load16(w), _mm512_loadu_ps(x.cast()), lanes) };
     };
     for i in 0..n / 16 {
         // SAFETY: the rows hold n elements, by this function's contract.
@@ -109,5 +109,5 @@ macro_rules! rows {
     };
 }
 
-rows!(avx2, rows_avx2, dot_avx2, "avx2,f16c");
+rows!(avx2, rows_avx2, dot_avx2, "avx2,f16c,fma");
 rows!(avx512, rows_avx512, dot_avx512, "avx512f,avx512bw,avx512dq");
