@@ -87,6 +87,7 @@ fn decoding_allocates_nothing() {
         (floor(), true),
         (EngineOptions { bank: BankSize::SlotsPerLayer(5), reader: ReaderChoice::Buffered, ..floor() }, true),
         (EngineOptions { threads: Some(3), cache_type: CacheType::F16, ..floor() }, true),
+        (EngineOptions { cache_type: CacheType::Q8, ..floor() }, true),
         (EngineOptions { attention: AttentionMode::Dense, ..floor() }, true),
         (EngineOptions { attention: AttentionMode::Recent, threads: Some(1), ..floor() }, true),
     ] {

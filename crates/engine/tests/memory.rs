@@ -77,6 +77,7 @@ fn planned_bytes_are_allocated_bytes() {
         EngineOptions { bank: BankSize::Bytes(7_000_000), ..exact() },
         EngineOptions { bank: BankSize::Auto, memory_bytes: Some(14_000_000), ..exact() },
         EngineOptions { cache_type: CacheType::F16, context: Some(4096), ..exact() },
+        EngineOptions { cache_type: CacheType::Q8, context: Some(4095), ..exact() },
         EngineOptions { ubatch: 1, threads: Some(1), ..exact() },
         EngineOptions { threads: Some(5), ..large },
         EngineOptions { attention: AttentionMode::Dense, ..exact() },

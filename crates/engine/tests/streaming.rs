@@ -317,7 +317,7 @@ fn resident_logits_depend_on_neither_threads_nor_form() {
     }
 }
 
-/// f16 caches and the other attention modes stream like everything else.
+/// f16 and q8 caches and the other attention modes stream like everything else.
 #[test]
 fn other_settings_of_the_engine_stream_alike() {
     use slotbank_engine::{AttentionMode, CacheType};
@@ -325,6 +325,7 @@ fn other_settings_of_the_engine_stream_alike() {
     let model = write(&Toy::wide(Types::all(GgmlType::Q8_0)), Form::WholeTensor);
     for options in [
         EngineOptions { cache_type: CacheType::F16, ..exact() },
+        EngineOptions { cache_type: CacheType::Q8, ..exact() },
         EngineOptions { attention: AttentionMode::Dense, ..exact() },
         EngineOptions { attention: AttentionMode::Recent, ..exact() },
         EngineOptions { moe_topk: Some(2), ..exact() },

@@ -50,7 +50,6 @@ pub(crate) struct BankArgs {
 enum CacheChoice {
     F32,
     F16,
-    /// Latents in 8 bits, keys in f16
     Q8,
 }
 
