@@ -4,8 +4,8 @@
 //! heads and several tokens. Canonical order of a key's score: dots over ascending elements, fused, one sum; then the heads in
 //! order, fused. It depends on the key and the query alone.
 
-/// Keys of a panel: three AVX2 registers.
-pub const INDEX_PANEL: usize = 24;
+/// Keys of a panel: two AVX2 registers.
+pub const INDEX_PANEL: usize = 16;
 
 /// Transposes `rows` (`[INDEX_PANEL, dim]`) into `panel` (`[dim, INDEX_PANEL]`).
 ///

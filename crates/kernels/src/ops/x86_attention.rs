@@ -1,5 +1,6 @@
-//! The tiles of attention and of the index with AVX2: twelve registers of sums, which is what two fused multiply-adds per cycle
-//! with a latency of four need, and few enough loads beside them. Same order, same roundings as the portable loops.
+//! The tiles of attention and of the index with AVX2: six heads by two registers of rows or columns, so twelve sums, which is what
+//! two fused multiply-adds per cycle with a latency of four need, and four registers left for what is loaded. (Four by three
+//! does not leave enough: one sum goes through memory, at half the speed.) Same order, same roundings as the portable loops.
 
 use std::arch::x86_64::*;
 
@@ -10,62 +11,70 @@ use super::x86::reduce;
 /// Rows that stay in the first-level cache while all heads pass over them.
 const ROWS: usize = 6;
 
+/// Heads of the next tile: sixes and fours, which keep the units busy, before a rest of less.
+fn tile_heads(left: usize) -> usize {
+    match left {
+        8 => 4,
+        6.. => 6,
+        4.. => 4,
+        2.. => 2,
+        _ => left,
+    }
+}
+
+/// Calls a tile function of `H` heads and two or one registers, chosen at run time.
+macro_rules! tile {
+    ($name:ident, $heads:expr, $two:expr, $arguments:tt) => {
+        match ($heads, $two) {
+            (6, true) => $name::<6, 2> $arguments,
+            (6, false) => $name::<6, 1> $arguments,
+            (4, true) => $name::<4, 2> $arguments,
+            (4, false) => $name::<4, 1> $arguments,
+            (2, true) => $name::<2, 2> $arguments,
+            (2, false) => $name::<2, 1> $arguments,
+            (_, true) => $name::<1, 2> $arguments,
+            (_, false) => $name::<1, 1> $arguments,
+        }
+    };
+}
+
 /// `scores[h, r] = queries[h] · rows[r]`; shapes as in [`attend_chunk`](super::attend_chunk).
 #[target_feature(enable = "avx2,fma")]
 pub(super) fn scores(queries: &[f32], width: usize, rows: &[f32], n_rows: usize, scores: &mut [f32]) {
     let (heads, pitch) = (queries.len() / width.max(1), padded(width));
     assert!(n_rows <= ATTENTION_CHUNK && rows.len() >= n_rows * pitch, "rows");
     assert!(queries.len() == heads * width && scores.len() >= heads * ATTENTION_CHUNK, "heads");
-    let tile = |h: usize, n_heads: usize, r: usize, n: usize| {
-        let (q, x) = (&queries[h * width..], &rows[r * pitch..]);
-        // SAFETY: heads h..h + n_heads and rows r..r + n are inside their slices, whose lengths were checked.
-        unsafe {
-            match (n_heads, n) {
-                (4, 3) => score_tile::<4, 3>(q.as_ptr(), x.as_ptr(), width),
-                (4, 1) => widened(score_tile::<4, 1>(q.as_ptr(), x.as_ptr(), width)),
-                (1, 3) => widened(score_tile::<1, 3>(q.as_ptr(), x.as_ptr(), width)),
-                _ => widened(score_tile::<1, 1>(q.as_ptr(), x.as_ptr(), width)),
-            }
-        }
-    };
     for first in (0..n_rows).step_by(ROWS) {
         let last = n_rows.min(first + ROWS);
         let mut h = 0;
         while h < heads {
-            let n_heads = if heads - h >= 4 { 4 } else { 1 };
-            let mut r = first;
-            while r < last {
-                let n = if last - r >= 3 { 3 } else { 1 };
-                let sums = tile(h, n_heads, r, n);
-                for (i, sums) in sums.iter().enumerate().take(n_heads) {
-                    scores[(h + i) * ATTENTION_CHUNK + r..][..n].copy_from_slice(&sums[..n]);
+            let n_heads = tile_heads(heads - h);
+            for r in (first..last).step_by(2) {
+                let (q, x) = (&queries[h * width..], &rows[r * pitch..]);
+                let out = &mut scores[h * ATTENTION_CHUNK + r..];
+                // SAFETY: heads h..h + n_heads and one or two rows from r on are inside their slices, whose lengths were checked.
+                unsafe {
+                    let (q, x, out) = (q.as_ptr(), x.as_ptr(), out.as_mut_ptr());
+                    tile!(score_tile, n_heads, last - r >= 2, (q, x, width, out));
                 }
-                r += n;
             }
             h += n_heads;
         }
     }
 }
 
-/// A smaller tile in the frame of the largest.
-#[inline(always)]
-fn widened<const H: usize, const R: usize>(tile: [[f32; R]; H]) -> [[f32; 3]; 4] {
-    let mut wide = [[0.0; 3]; 4];
-    wide.iter_mut().zip(&tile).for_each(|(to, from)| to[..R].copy_from_slice(from));
-    wide
-}
-
 /// Dots of `H` queries and `R` rows. The lanes 0..8 of all of them first, then 8..16: so one register per sum is enough.
 ///
 /// # Safety
-/// AVX2 and FMA; `H` queries of `width` and `R` rows of `padded(width)` readable floats.
+/// AVX2 and FMA; `H` queries of `width` and `R` rows of `padded(width)` readable floats; `H` writable rows of scores.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
 unsafe fn score_tile<const H: usize, const R: usize>(
     q: *const f32,
     rows: *const f32,
     width: usize,
-) -> [[f32; R]; H] {
+    out: *mut f32,
+) {
     let (pitch, whole) = (padded(width), width - width % 16);
     let mut tails = [[0.0f32; 16]; H];
     if whole < width {
@@ -107,7 +116,12 @@ unsafe fn score_tile<const H: usize, const R: usize>(
         }
         *sums = acc;
     }
-    std::array::from_fn(|h| std::array::from_fn(|r| reduce(halves[0][h][r], halves[1][h][r])))
+    for h in 0..H {
+        for r in 0..R {
+            // SAFETY: score (h, r).
+            unsafe { *out.add(h * ATTENTION_CHUNK + r) = reduce(halves[0][h][r], halves[1][h][r]) };
+        }
+    }
 }
 
 /// `values[h] += Σ scores[h, r] · rows[r][..latent]`, row by row; shapes as in [`attend_chunk`](super::attend_chunk).
@@ -127,22 +141,18 @@ pub(super) fn values(
     // Columns outside: their part of the rows stays in the first-level cache while all heads pass over it.
     let mut column = 0;
     while column + 8 <= latent {
-        let n = if latent - column >= 24 { 3 } else { 1 };
+        let two = latent - column >= 16;
         let mut h = 0;
         while h < heads {
-            // SAFETY: heads h.. and columns column..column + 8 n are inside their slices, whose lengths were checked.
+            let n_heads = tile_heads(heads - h);
+            // SAFETY: heads h..h + n_heads and eight or sixteen columns are inside their slices, whose lengths were checked.
             unsafe {
                 let (p, x, z) = (p.add(h * ATTENTION_CHUNK), x.add(column), z.add(h * latent + column));
-                match (heads - h >= 4, n) {
-                    (true, 3) => value_tile::<4, 3>(p, x, pitch, n_rows, z, latent),
-                    (true, _) => value_tile::<4, 1>(p, x, pitch, n_rows, z, latent),
-                    (false, 3) => value_tile::<1, 3>(p, x, pitch, n_rows, z, latent),
-                    (false, _) => value_tile::<1, 1>(p, x, pitch, n_rows, z, latent),
-                }
+                tile!(value_tile, n_heads, two, (p, x, pitch, n_rows, z, latent));
             }
-            h += if heads - h >= 4 { 4 } else { 1 };
+            h += n_heads;
         }
-        column += 8 * n;
+        column += if two { 16 } else { 8 };
     }
     for (h, values) in values.chunks_exact_mut(latent.max(1)).enumerate() {
         for (r, row) in rows.chunks_exact(pitch).enumerate().take(n_rows) {
@@ -196,23 +206,24 @@ pub(super) fn index_scores(
     scores: &mut [f32; INDEX_PANEL],
 ) {
     assert!(panel.len() >= dim * INDEX_PANEL && queries.len() == weights.len() * dim, "panel");
-    let mut sums = [_mm256_setzero_ps(); 3];
+    let mut sums = [_mm256_setzero_ps(); 2];
     let mut h = 0;
     while h < weights.len() {
-        let n = if weights.len() - h >= 4 { 4 } else { 1 };
+        let n = tile_heads(weights.len() - h);
         // SAFETY: heads h..h + n of the queries and the whole panel are inside their slices.
         unsafe {
-            let (q, k) = (queries.as_ptr().add(h * dim), panel.as_ptr());
-            if n == 4 {
-                index_tile::<4>(q, dim, &weights[h..], k, &mut sums);
-            } else {
-                index_tile::<1>(q, dim, &weights[h..], k, &mut sums);
+            let (q, k, w) = (queries.as_ptr().add(h * dim), panel.as_ptr(), &weights[h..]);
+            match n {
+                6 => index_tile::<6>(q, dim, w, k, &mut sums),
+                4 => index_tile::<4>(q, dim, w, k, &mut sums),
+                2 => index_tile::<2>(q, dim, w, k, &mut sums),
+                _ => index_tile::<1>(q, dim, w, k, &mut sums),
             }
         }
         h += n;
     }
     for (v, sum) in sums.iter().enumerate() {
-        // SAFETY: eight floats each into an array of three times as many.
+        // SAFETY: eight floats each into an array of twice as many.
         unsafe { _mm256_storeu_ps(scores.as_mut_ptr().add(8 * v), *sum) };
     }
 }
@@ -228,16 +239,16 @@ unsafe fn index_tile<const H: usize>(
     dim: usize,
     weights: &[f32],
     panel: *const f32,
-    sums: &mut [__m256; 3],
+    sums: &mut [__m256; 2],
 ) {
-    let mut acc = [[_mm256_setzero_ps(); 3]; H];
+    let mut acc = [[_mm256_setzero_ps(); 2]; H];
     for d in 0..dim {
         // SAFETY: row d of the panel and element d of the queries.
         unsafe {
-            let k: [__m256; 3] = std::array::from_fn(|v| _mm256_loadu_ps(panel.add(d * INDEX_PANEL + 8 * v)));
+            let k: [__m256; 2] = std::array::from_fn(|v| _mm256_loadu_ps(panel.add(d * INDEX_PANEL + 8 * v)));
             for h in 0..H {
                 let q = _mm256_broadcast_ss(&*q.add(h * dim + d));
-                for v in 0..3 {
+                for v in 0..2 {
                     acc[h][v] = _mm256_fmadd_ps(q, k[v], acc[h][v]);
                 }
             }
@@ -245,7 +256,7 @@ unsafe fn index_tile<const H: usize>(
     }
     for h in 0..H {
         let weight = _mm256_set1_ps(weights[h]);
-        for v in 0..3 {
+        for v in 0..2 {
             // The second operand where the first is NaN, like the portable form.
             let relevance = _mm256_max_ps(acc[h][v], _mm256_setzero_ps());
             sums[v] = _mm256_fmadd_ps(weight, relevance, sums[v]);
