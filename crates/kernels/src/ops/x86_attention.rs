@@ -2,6 +2,8 @@
 //! two fused multiply-adds per cycle with a latency of four need, and four registers left for what is loaded. (Four by three
 //! does not leave enough: one sum goes through memory, at half the speed.) Same order, same roundings as the portable loops.
 
+#![allow(clippy::needless_range_loop, reason = "indices are those of the tile")]
+
 use std::arch::x86_64::*;
 
 use super::attention::{ATTENTION_CHUNK, padded};
