@@ -344,7 +344,8 @@ fn q8_latents_stay_near_f16() {
     assert!(off > 0.0 && off < 2e-2 * f64::from(f.max_abs_logit()), "{off:e} of {:e}", f.max_abs_logit());
     // Layer 0 selects before any latent is read.
     assert_eq!(ours.selections[&0], theirs.selections[&0]);
-    let pairs = || ours.selections.iter().flat_map(|(layer, rows)| rows.iter().zip(&theirs.selections[layer]));
+    let pairs =
+        || ours.selections.iter().flat_map(|(layer, rows)| rows.iter().zip(&theirs.selections[layer]));
     let same: usize = pairs().map(|(a, b)| a.iter().filter(|p| b.contains(p)).count()).sum();
     let all: usize = pairs().map(|(_, b)| b.len()).sum();
     assert!(same as f64 >= 0.95 * all as f64, "{same} of {all} selected positions");
