@@ -15,6 +15,7 @@ slotbank takes part in the second question. Needs numpy, gguf and llama-cpp-pyth
 
 import argparse
 import ctypes
+import datetime
 import json
 import subprocess
 import sys
@@ -22,6 +23,8 @@ from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
+
+from resident_vs_floor import commit, machine
 
 SHARES = (0.10, 0.25, 0.50, 0.75)
 
@@ -61,12 +64,15 @@ def lru_hit_rate(routing, n_experts, share, warm_tokens):
 
 
 def routers(path):
-    """{layer: (weights [experts, channels], bias [experts])}, top-k and number of experts, read by gguf-py."""
+    """{layer: (weights [experts, channels], bias [experts])}, top-k, number of experts, and from what the file was made."""
     import gguf
 
     reader = gguf.GGUFReader(path)
     top_k = int(reader.fields["glm-dsa.expert_used_count"].contents())
     n_experts = int(reader.fields["glm-dsa.expert_count"].contents())
+    made = {k.rsplit(".", 1)[1]: f.contents() for k, f in reader.fields.items() if k.startswith("slotbank.synthetic.")}
+    made["layers"] = int(reader.fields["glm-dsa.block_count"].contents())
+    made["experts_format"] = {}
     tensors = {t.name: t for t in reader.tensors}
     found = {}
     for name, tensor in tensors.items():
@@ -75,7 +81,10 @@ def routers(path):
             weights = np.array(tensor.data, dtype=np.float32).reshape(n_experts, -1)
             bias = np.array(tensors[f"blk.{layer}.exp_probs_b.bias"].data, dtype=np.float32)
             found[layer] = (weights, bias)
-    return dict(sorted(found.items())), top_k, n_experts
+            for family in ("gate", "up", "down"):
+                ty = tensors[f"blk.{layer}.ffn_{family}_exps.weight"].tensor_type
+                made["experts_format"][family] = ty.name
+    return dict(sorted(found.items())), top_k, n_experts, made
 
 
 def choose(hidden, router, top_k):
@@ -183,7 +192,7 @@ def main():
     args = parser.parse_args()
 
     tokens = json.loads(args.stream.read_text())["tokens"][: args.tokens]
-    found, top_k, n_experts = routers(args.model)
+    found, top_k, n_experts, made = routers(args.model)
     hidden, logits = run_llama(args.model, tokens, args.threads, args.batch)
     layers = list(found)
     chosen = {layer: choose(hidden[layer], found[layer], top_k) for layer in layers}
@@ -193,6 +202,11 @@ def main():
         if layer - 1 in found
     }
     result = {
+        "what": "routing of a synthetic model: hit rate of a global LRU bank, and experts foreseen one layer early",
+        "date": datetime.date.today().isoformat(),
+        "commit": commit(),
+        "machine": machine(),
+        "options": made,
         "model": args.model.name,
         "tokens": len(tokens),
         "warm_tokens": args.warm,

@@ -64,7 +64,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FORMAT", value_parser = format_named, help_heading = "Formats")]
     dense_format: Option<GgmlType>,
     /// Popularity: router bias of the most popular expert over the least (probabilities are 0 to 1)
-    #[arg(long, value_name = "X", default_value_t = 0.2, value_parser = range::<0, 1000>, help_heading = "Routing")]
+    #[arg(long, value_name = "X", default_value_t = 0.25, value_parser = range::<0, 1000>, help_heading = "Routing")]
     skew: f32,
     /// Tokens after which the slow part of the embeddings has forgotten all but 1/e
     #[arg(long, value_name = "TOKENS", default_value_t = 8.0, value_parser = range::<1, 100_000>, help_heading = "Routing")]
@@ -73,7 +73,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "X", default_value_t = 0.5, value_parser = range::<0, 1>, help_heading = "Routing")]
     noise: f32,
     /// Share of a router's logits that the layer before adds, as a deviation: 0 = the next layer's experts are foreseen
-    #[arg(long, value_name = "X", default_value_t = 0.3, value_parser = range::<0, 1>, help_heading = "Routing")]
+    #[arg(long, value_name = "X", default_value_t = 0.29, value_parser = range::<0, 1>, help_heading = "Routing")]
     mixing: f32,
     /// The same seed gives the same bytes
     #[arg(long, value_name = "N", default_value_t = 0)]

@@ -379,3 +379,84 @@ impl Write for Counted<'_> {
         self.out.flush()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use engine::{Engine, EngineOptions, Want};
+    use files::Checkpoint;
+
+    use super::*;
+
+    fn model(experts: GgmlType) -> Model {
+        let shape = Shape { layers: 2, n_experts: 4, vocab: 512, ..Shape::tiny() };
+        let knobs = Knobs { skew: 0.2, drift: 8.0, noise: 0.5, mixing: 0.3 };
+        Model { shape, knobs, seed: 7, experts: [experts; 3], dense: None }
+    }
+
+    fn write(model: &Model, path: &std::path::Path) {
+        let stop = AtomicBool::new(false);
+        let tensors = model.tensors().expect("a possible model");
+        let mut writer = Writer::new(model.metadata()).expect("sound metadata");
+        model.add_to(&mut writer, &tensors, &stop, &|_| ()).expect("sound tensors");
+        writer.write_file(path).expect("a temporary folder");
+    }
+
+    /// Experts in every format that has a kernel: the engine computes with them, and what they say is finite.
+    #[test]
+    fn every_format_runs() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        for format in kernels::FORMATS {
+            let path = folder.path().join(format!("{}.gguf", format.name));
+            let model = model(GgmlType::from_id(format.id).expect("a type of the table"));
+            write(&model, &path);
+            let checkpoint = Checkpoint::open(&path).expect("it opens");
+            let options = EngineOptions { threads: Some(1), ..EngineOptions::default() };
+            let mut engine = Engine::load(&checkpoint, options).expect("it loads");
+            let mut sequence = engine.new_sequence().expect("a sequence");
+            let mut rows = 0;
+            engine
+                .forward(&mut sequence, &[256, 257, 300], Want::All, &mut |_, row| {
+                    assert!(row.iter().all(|x| x.is_finite()), "{}", format.name);
+                    assert!(row.iter().any(|x| x.abs() > 0.5), "{}", format.name);
+                    rows += 1;
+                })
+                .expect("it runs");
+            assert_eq!(rows, 3);
+        }
+    }
+
+    #[test]
+    fn a_raised_flag_ends_the_writing_and_leaves_no_file() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("m.gguf");
+        let model = model(GgmlType::Q4_K);
+        let tensors = model.tensors().expect("a possible model");
+        let stop = AtomicBool::new(true);
+        let mut writer = Writer::new(model.metadata()).expect("sound metadata");
+        model.add_to(&mut writer, &tensors, &stop, &|_| ()).expect("sound tensors");
+        assert!(writer.write_file(&path).is_err());
+        assert_eq!(std::fs::read_dir(folder.path()).expect("a folder").count(), 0);
+    }
+
+    /// The real shape's tensors: names and shapes that only the file format's reader could refuse, and the published sizes.
+    #[test]
+    fn full_width_has_the_published_sizes() {
+        let model = Model {
+            shape: Shape::glm52(),
+            experts: [GgmlType::IQ1_M, GgmlType::IQ1_M, GgmlType::IQ2_XXS],
+            ..model(GgmlType::Q4_K)
+        };
+        let tensors = model.tensors().expect("a possible model");
+        let named = |name: &str| tensors.iter().find(|t| t.name == name).unwrap_or_else(|| panic!("{name}"));
+        let gate = named("blk.1.ffn_gate_exps.weight");
+        assert_eq!(gate.ty.tensor_bytes(&gate.shape), Some(256 * 2_752_512));
+        assert_eq!(named("blk.0.attn_k_b.weight").ty, GgmlType::Q8_0);
+        assert_eq!(named("blk.0.attn_k_b.weight").shape, [192, 512, 64]);
+        // Layers 0, 1, 2 and 6 run an indexer.
+        assert_eq!(tensors.iter().filter(|t| t.name.contains("indexer.proj")).count(), 4);
+        let layer = |i: u64| tensors.iter().filter(move |t| t.name.starts_with(&format!("blk.{i}.")));
+        let weights = |i| layer(i).map(|t| t.shape.iter().product::<u64>()).sum::<u64>();
+        // Attention, indexer, router, 256 experts and the shared one, two norms.
+        assert_eq!(weights(1), 165_022_208 + 9_371_904 + 1_573_120 + 257 * 37_748_736 + 2 * 6144);
+    }
+}

@@ -21,7 +21,8 @@ use super::shape::{Knobs, Shape};
 const WORK: f32 = 0.3;
 /// Logit of the next token on the ring above that of a far one.
 const STEP_LOGIT: f32 = 12.0;
-/// Deviation of the head's view of the work half, in logits.
+/// Deviation of what the head sees of a work half that all layers have written into, in logits. Small beside the step from
+/// one id to the next, or greedy decoding would stumble and stay where it is.
 const WORK_LOGIT: f32 = 0.5;
 
 /// Size of the signal half: the first this many channels.
@@ -72,7 +73,7 @@ impl<'a> Ring<'a> {
         let mut walk = Walk::new(self, if head { self.len() - 1 } else { 0 });
         let signal_n = signal(n) as usize;
         let head_signal = STEP_LOGIT / signal_n as f32;
-        let head_work = WORK_LOGIT / (WORK * (n as f32 - signal_n as f32).sqrt());
+        let head_work = WORK_LOGIT / (n as f32 - signal_n as f32).sqrt();
         for v in 0..vocab {
             let numbers = |i: usize| v * n + i as u64;
             if !self.ids.contains(&v) {
