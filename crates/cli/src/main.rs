@@ -16,7 +16,7 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Parser;
-use commands::{Cli, Command, chat, eval, extract, inspect, logits, plan, run, verify};
+use commands::{Cli, Command, bench, chat, eval, extract, inspect, logits, plan, run, verify};
 use ui::error::{Failure, Report};
 
 fn main() -> ExitCode {
@@ -51,6 +51,7 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::Verify(args) => verify::run(&args),
         Command::Logits(args) => logits::run(&args),
         Command::Eval(args) => eval::run(&args),
+        Command::Bench(args) => bench::run(&args),
     }
 }
 

@@ -1,5 +1,6 @@
 //! One file per command. Each has its `Args` and a `run` that ends in an exit code or a [`Failure`](crate::ui::error::Failure).
 
+pub(crate) mod bench;
 pub(crate) mod chat;
 pub(crate) mod eval;
 pub(crate) mod extract;
@@ -36,4 +37,5 @@ pub(crate) enum Command {
     Verify(verify::Args),
     Logits(logits::Args),
     Eval(eval::Args),
+    Bench(bench::Args),
 }

@@ -21,6 +21,7 @@ help_of! {
     verify: "verify --help",
     logits: "logits --help",
     eval: "eval --help",
+    bench: "bench --help",
 }
 
 #[test]

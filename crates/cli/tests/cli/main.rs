@@ -7,6 +7,7 @@ mod eval;
 mod help;
 mod interrupt;
 mod logits;
+mod make_model;
 mod run;
 mod sidecar;
 mod support;
