@@ -21,6 +21,9 @@ help_of! {
     verify: "verify --help",
     logits: "logits --help",
     eval: "eval --help",
+    bench: "bench --help",
+    bench_speed: "bench speed --help",
+    bench_kernels: "bench kernels --help",
 }
 
 #[test]
