@@ -4,6 +4,7 @@ pub(super) mod block256;
 pub(super) mod block32;
 pub(super) mod floats;
 pub(super) mod fours;
+pub(super) mod rows32;
 mod tile;
 
 use std::arch::x86_64::*;
