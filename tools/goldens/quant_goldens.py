@@ -23,6 +23,7 @@ HALVES = {
     T.Q2_K: [80, 82], T.Q3_K: [108], T.Q4_K: [0, 2], T.Q5_K: [0, 2], T.Q6_K: [208],
     T.IQ1_S: [0], T.IQ1_M: [], T.IQ2_XXS: [0], T.IQ2_XS: [0], T.IQ2_S: [0], T.IQ3_XXS: [0], T.IQ3_S: [0], T.IQ4_XS: [0],
     T.TQ1_0: [52], T.TQ2_0: [64],
+    T.NVFP4: [],
 }
 ENCODED = [T.F16, T.BF16, T.Q4_0, T.Q4_1, T.Q5_0, T.Q5_1, T.Q8_0]
 
@@ -46,6 +47,8 @@ def random_blocks(ty, n, rng):
                 block[at] = (block[at] & 15) | ((bits >> (4 * i)) & 15) << 4
     if ty == T.MXFP4:
         blocks[0, 0], blocks[1, 0] = 0, 1
+    if ty == T.NVFP4:  # zero, the least, the largest subnormal and the one that is no number
+        blocks[0, :4] = 0, 1, 7, 0x7F
     return blocks
 
 
@@ -66,7 +69,7 @@ def main():
             x = rng.standard_normal(64).astype(np.float32)
             blocks = (x if ty == T.F32 else (x.view(np.uint32) >> 16).astype(np.uint16)).view(np.uint8).reshape(1, -1)
         else:
-            blocks = random_blocks(ty, {1: 64, 32: 12, 256: 6}[per_block], rng).reshape(1, -1)
+            blocks = random_blocks(ty, {1: 64, 32: 12, 64: 8, 256: 6}[per_block], rng).reshape(1, -1)
         decode += record(ty, blocks, quants.dequantize(blocks, ty))
     for ty in ENCODED:
         rng = np.random.default_rng(2000 + int(ty))

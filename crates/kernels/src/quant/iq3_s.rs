@@ -12,9 +12,14 @@ use std::arch::x86_64::*;
 
 use super::block32::half_at;
 use super::block256::{self, Block256, apply_signs, put8};
+#[cfg(target_arch = "x86_64")]
+use super::block256::{u16_at, u32_at};
 use super::grids;
 #[cfg(target_arch = "x86_64")]
-use super::x86;
+use super::x86::{
+    self,
+    fours::{both_halves, spread_signs},
+};
 use crate::{Activation, Format};
 
 const BYTES: usize = 110;
@@ -61,18 +66,71 @@ impl Block256<BYTES> for Iq3S {
 }
 
 #[cfg(target_arch = "x86_64")]
+static FOURS: x86::fours::Fours<518> = x86::fours::Fours::new(&grids::IQ3_S);
+
+/// The indices of all fours.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx2")]
+fn indices(block: &[u8; BYTES]) -> [u16; 64] {
+    let own = _mm256_setr_epi16(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, -32768);
+    let mut indices = [0; 64];
+    for (i, out) in indices.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+        let low = _mm256_cvtepu8_epi16(x86::load16(block, 2 + 16 * i));
+        let high = _mm256_set1_epi16(u16_at(block, 66 + 2 * i) as i16);
+        let set = _mm256_cmpeq_epi16(_mm256_and_si256(high, own), own);
+        let index = _mm256_or_si256(low, _mm256_and_si256(set, _mm256_set1_epi16(256)));
+        // SAFETY: sixteen words into an array of sixteen.
+        unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), index) };
+    }
+    indices
+}
+
+/// 32 weights without their signs.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx2")]
+fn unsigned(indices: &[u16; 64], s: usize) -> __m256i {
+    // SAFETY: an index has nine bits, for 512 rows.
+    unsafe { FOURS.eight(|k| usize::from(indices[8 * s + k])) }
+}
+
+#[cfg(target_arch = "x86_64")]
 impl x86::block256::X86Block256<BYTES> for Iq3S {
     const TILE_OFFSET: i32 = 15;
     const TILE_CHAIN: usize = 4;
 
     #[inline]
     #[target_feature(enable = "avx2")]
-    unsafe fn pairs(block: &[u8; BYTES], s: usize, x: __m256i) -> __m256i {
-        let high = usize::from(block[66 + s]);
-        let four =
-            |k: usize| u64::from(grids::IQ3_S[usize::from(block[2 + 8 * s + k]) | (high >> k & 1) << 8]);
-        let g = x86::four_eights(|l| four(2 * l) | four(2 * l + 1) << 32);
-        let minus = x86::four_eights(|l| grids::SIGNS[usize::from(block[74 + 4 * s + l])]);
-        x86::masked_pairs(g, minus, x)
+    unsafe fn sums(block: &[u8; BYTES], x: &[u8; 256], _x_sums: __m256i) -> (__m256i, __m256i) {
+        let indices = indices(block);
+        let signs = [both_halves(block, 74), both_halves(block, 90)];
+        // Twice a nibble plus one, a byte each.
+        let bytes = _mm_cvtsi32_si128(u32_at(block, 106) as i32);
+        let nibbles = _mm_unpacklo_epi8(bytes, _mm_srli_epi16::<4>(bytes));
+        let nibbles = _mm_and_si128(nibbles, _mm_set1_epi8(15));
+        let scales = _mm_or_si128(_mm_add_epi8(nibbles, nibbles), _mm_set1_epi8(1));
+        let scales = _mm256_broadcastsi128_si256(scales);
+        let mut acc = _mm256_setzero_si256();
+        macro_rules! step {
+            ($($s:literal)*) => {$(
+                let minus = spread_signs(signs[$s / 4], $s % 4);
+                let pairs = x86::masked_pairs(unsigned(&indices, $s), minus, x86::load32(x, 32 * $s));
+                let scale = _mm256_shuffle_epi8(scales, _mm256_set1_epi16(0x80 << 8 | $s));
+                acc = _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, scale));
+            )*};
+        }
+        step!(0 1 2 3 4 5 6 7);
+        (acc, _mm256_setzero_si256())
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn integers(block: &[u8; BYTES], q: &mut [i8; 256]) {
+        let indices = indices(block);
+        let signs = [both_halves(block, 74), both_halves(block, 90)];
+        for (s, q) in q.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+            x86::store32(x86::negated_where(spread_signs(signs[s / 4], s % 4), unsigned(&indices, s)), q);
+        }
     }
 }

@@ -13,7 +13,10 @@ use super::block32::half_at;
 use super::block256::{self, Block256, apply_signs, put8, u32_at};
 use super::grids;
 #[cfg(target_arch = "x86_64")]
-use super::x86;
+use super::x86::{
+    self,
+    fours::{even_signs, spread_signs},
+};
 use crate::{Activation, Format};
 
 const BYTES: usize = 98;
@@ -64,6 +67,18 @@ impl Block256<BYTES> for Iq3Xxs {
 }
 
 #[cfg(target_arch = "x86_64")]
+static FOURS: x86::fours::Fours<262> = x86::fours::Fours::new(&grids::IQ3_XXS);
+
+/// 32 weights without their signs.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx2")]
+fn unsigned(block: &[u8; BYTES], s: usize) -> __m256i {
+    // SAFETY: a byte is an index of 256 rows.
+    unsafe { FOURS.eight(|k| usize::from(block[2 + 8 * s + k])) }
+}
+
+#[cfg(target_arch = "x86_64")]
 impl x86::block256::X86Block256<BYTES> for Iq3Xxs {
     const UNIT_FACTOR: f32 = 0.25;
     const TILE_OFFSET: i32 = 62;
@@ -71,11 +86,31 @@ impl x86::block256::X86Block256<BYTES> for Iq3Xxs {
 
     #[inline]
     #[target_feature(enable = "avx2")]
-    unsafe fn pairs(block: &[u8; BYTES], s: usize, x: __m256i) -> __m256i {
-        let w = u32_at(block, 66 + 4 * s);
-        let four = |k: usize| u64::from(grids::IQ3_XXS[usize::from(block[2 + 8 * s + k])]);
-        let g = x86::four_eights(|l| four(2 * l) | four(2 * l + 1) << 32);
-        let minus = x86::four_eights(|l| grids::EVEN_SIGNS[(w >> (7 * l)) as usize & 127]);
-        x86::masked_pairs(g, minus, x)
+    unsafe fn sums(block: &[u8; BYTES], x: &[u8; 256], _x_sums: __m256i) -> (__m256i, __m256i) {
+        let words = x86::load32(block, 66);
+        let signs = x86::halves_doubled(even_signs(words));
+        // Twice the top four bits plus one, in both halves of a word.
+        let scales = _mm256_or_si256(_mm256_srli_epi32::<27>(words), _mm256_set1_epi32(1));
+        let scales = x86::halves_doubled(_mm256_or_si256(scales, _mm256_slli_epi32::<16>(scales)));
+        let mut acc = _mm256_setzero_si256();
+        macro_rules! step {
+            ($($s:literal)*) => {$(
+                let minus = spread_signs(signs[$s / 4], $s % 4);
+                let pairs = x86::masked_pairs(unsigned(block, $s), minus, x86::load32(x, 32 * $s));
+                let scale = _mm256_shuffle_epi32::<{ 0b01_01_01_01 * ($s % 4) }>(scales[$s / 4]);
+                acc = _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, scale));
+            )*};
+        }
+        step!(0 1 2 3 4 5 6 7);
+        (acc, _mm256_setzero_si256())
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn integers(block: &[u8; BYTES], q: &mut [i8; 256]) {
+        let signs = x86::halves_doubled(even_signs(x86::load32(block, 66)));
+        for (s, q) in q.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+            x86::store32(x86::negated_where(spread_signs(signs[s / 4], s % 4), unsigned(block, s)), q);
+        }
     }
 }

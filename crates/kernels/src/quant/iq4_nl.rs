@@ -51,4 +51,18 @@ impl x86::block32::X86Block32<BYTES> for Iq4Nl {
     unsafe fn load(block: &[u8; BYTES]) -> __m256i {
         _mm256_xor_si256(x86::look_up(&grids::IQ4, x86::nibbles(block, 2)), _mm256_set1_epi8(-128))
     }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn load_two(a: &[u8; BYTES], b: &[u8; BYTES]) -> [__m256i; 2] {
+        let [low, high] = x86::rows32::two_nibbles(a, b, 2);
+        [x86::look_up(&grids::IQ4, low), x86::look_up(&grids::IQ4, high)]
+    }
+
+    /// No level is −128, so the signs may go to the weights; the activations' magnitudes are then shared by all rows.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn multiply(q: __m256i, x: __m256i) -> __m256i {
+        x86::signed_pairs(x, q)
+    }
 }

@@ -41,7 +41,7 @@ macro_rules! formats {
 
 formats! {
     f32 f16 bf16
-    q4_0 q4_1 q5_0 q5_1 q8_0 iq4_nl mxfp4
+    q4_0 q4_1 q5_0 q5_1 q8_0 iq4_nl mxfp4 nvfp4
     q2_k q3_k q4_k q5_k q6_k
     iq1_s iq1_m iq2_xxs iq2_xs iq2_s iq3_xxs iq3_s iq4_xs
     tq1_0 tq2_0

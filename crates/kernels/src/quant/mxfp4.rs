@@ -29,7 +29,10 @@ pub(super) static FORMAT: Format = Format {
     neon: None,
 };
 
-static LEVELS: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+pub(super) static LEVELS: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+/// The levels plus 12.
+#[cfg(target_arch = "x86_64")]
+static LIFTED: [i8; 16] = [12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0];
 
 struct Mxfp4;
 
@@ -55,7 +58,24 @@ impl x86::block32::X86Block32<BYTES> for Mxfp4 {
     #[inline]
     #[target_feature(enable = "avx2")]
     unsafe fn load(block: &[u8; BYTES]) -> __m256i {
-        _mm256_add_epi8(x86::look_up(&LEVELS, x86::nibbles(block, 1)), _mm256_set1_epi8(12))
+        x86::look_up(&LIFTED, x86::nibbles(block, 1))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn load_two(a: &[u8; BYTES], b: &[u8; BYTES]) -> [__m256i; 2] {
+        let [low, high] = x86::rows32::two_nibbles(a, b, 1);
+        [x86::look_up(&LIFTED, low), x86::look_up(&LIFTED, high)]
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,f16c")]
+    unsafe fn units_of_two(columns: [[&[u8; BYTES]; 4]; 2]) -> (__m256, __m256) {
+        let e = x86::rows32::bytes_of_two(columns);
+        let normal = _mm256_slli_epi32::<23>(_mm256_sub_epi32(e, _mm256_set1_epi32(1)));
+        let subnormal = _mm256_sllv_epi32(_mm256_set1_epi32(0x0020_0000), e);
+        let small = _mm256_cmpgt_epi32(_mm256_set1_epi32(2), e);
+        (_mm256_castsi256_ps(_mm256_blendv_epi8(normal, subnormal, small)), _mm256_setzero_ps())
     }
 
     #[inline]

@@ -63,4 +63,10 @@ impl x86::block32::X86Block32<BYTES> for Q4_1 {
     unsafe fn load(block: &[u8; BYTES]) -> __m256i {
         x86::nibbles(block, 4)
     }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn load_two(a: &[u8; BYTES], b: &[u8; BYTES]) -> [__m256i; 2] {
+        x86::rows32::two_nibbles(a, b, 4)
+    }
 }

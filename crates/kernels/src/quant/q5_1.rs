@@ -68,4 +68,12 @@ impl x86::block32::X86Block32<BYTES> for Q5_1 {
     unsafe fn load(block: &[u8; BYTES]) -> __m256i {
         _mm256_or_si256(x86::nibbles(block, 8), x86::fifth_bits(&block[4..8]))
     }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn load_two(a: &[u8; BYTES], b: &[u8; BYTES]) -> [__m256i; 2] {
+        let [low, high] = x86::rows32::two_nibbles(a, b, 8);
+        let [low_top, high_top] = x86::rows32::two_fifth_bits(a, b, 4);
+        [_mm256_or_si256(low, low_top), _mm256_or_si256(high, high_top)]
+    }
 }

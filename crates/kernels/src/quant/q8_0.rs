@@ -65,4 +65,16 @@ impl x86::block32::X86Block32<BYTES> for Q8_0 {
     unsafe fn load(block: &[u8; BYTES]) -> __m256i {
         _mm256_xor_si256(x86::load32(block, 2), _mm256_set1_epi8(-128))
     }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn load_two(a: &[u8; BYTES], b: &[u8; BYTES]) -> [__m256i; 2] {
+        [x86::rows32::two_halves(a, b, 2), x86::rows32::two_halves(a, b, 18)]
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn multiply(q: __m256i, x: __m256i) -> __m256i {
+        x86::signed_pairs(q, x)
+    }
 }

@@ -35,7 +35,11 @@ pub(in crate::quant) trait X86Block256<const N: usize>: Block256<N> {
     ///
     /// # Safety
     /// AVX2.
-    unsafe fn pairs(block: &[u8; N], s: usize, x: __m256i) -> __m256i;
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn pairs(_block: &[u8; N], _s: usize, _x: __m256i) -> __m256i {
+        unreachable!("this format has its own sums")
+    }
 
     /// Eight partial sums each of `Σ scale·(Σ q·x)` and of `Σ min·t` (zero without minima), `t` being the sums of sixteen `x`.
     ///

@@ -4,7 +4,7 @@
 use std::arch::x86_64::*;
 
 use super::tile::{self, Panel};
-use super::{four_totals, four_units, load32, signed_pairs};
+use super::{four_totals, four_units, load32, rows32};
 use crate::activation::Q8Row;
 use crate::quant::block32::Block32;
 use crate::{Kernels, TILE_ROWS};
@@ -27,6 +27,36 @@ pub(in crate::quant) trait X86Block32<const N: usize>: Block32<N> {
     /// AVX2.
     unsafe fn load(block: &[u8; N]) -> __m256i;
 
+    /// Elements 0 to 15 of two blocks, and elements 16 to 31: as [`X86Block32::load`] has them, or signed where they are `WIDE`.
+    ///
+    /// # Safety
+    /// AVX2.
+    unsafe fn load_two(a: &[u8; N], b: &[u8; N]) -> [__m256i; 2];
+
+    /// Sums of pairs of products of what [`X86Block32::load_two`] loads.
+    ///
+    /// # Safety
+    /// AVX2.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn multiply(q: __m256i, x: __m256i) -> __m256i {
+        _mm256_maddubs_epi16(q, x)
+    }
+
+    /// The scales and minima of two block columns of four rows, in the order of [`rows32`].
+    ///
+    /// # Safety
+    /// AVX2 and F16C.
+    #[inline]
+    #[target_feature(enable = "avx2,f16c")]
+    unsafe fn units_of_two(columns: [[&[u8; N]; 4]; 2]) -> (__m256, __m256) {
+        if Self::MIN {
+            rows32::halves_of_two::<true, N>(columns)
+        } else {
+            rows32::halves_of_two::<false, N>(columns)
+        }
+    }
+
     /// The scales and minima of four blocks.
     ///
     /// # Safety
@@ -40,22 +70,7 @@ pub(in crate::quant) trait X86Block32<const N: usize>: Block32<N> {
     }
 }
 
-/// Eight partial sums of the block's products, without the offset's share if it is to be taken off afterwards.
-#[inline]
-#[target_feature(enable = "avx2")]
-unsafe fn products_avx2<B: X86Block32<N>, const N: usize>(block: &[u8; N], x: &[u8; 32]) -> __m256i {
-    let x = load32(x, 0);
-    // SAFETY: AVX2 is on.
-    let q = unsafe { B::load(block) };
-    let pairs = if B::WIDE {
-        signed_pairs(_mm256_sub_epi8(q, _mm256_set1_epi8(B::OFFSET as u8 as i8)), x)
-    } else {
-        _mm256_maddubs_epi16(q, x)
-    };
-    _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))
-}
-
-/// The same with VNNI; the offset's share is always in.
+/// Eight partial sums of the block's products with VNNI; the offset's share is in.
 #[inline]
 #[target_feature(enable = "avx2,avx512f,avx512vl,avx512vnni")]
 unsafe fn products_vnni<B: X86Block32<N>, const N: usize>(block: &[u8; N], x: &[u8; 32]) -> __m256i {
@@ -120,12 +135,11 @@ macro_rules! rows {
     };
 }
 
-rows!(rows_avx2, four_avx2, "avx2,f16c", products_avx2, if B::WIDE { 0 } else { B::OFFSET });
 rows!(rows_avx512, four_avx512, "avx2,f16c,avx512f,avx512vl,avx512vnni", products_vnni, B::OFFSET);
 
 /// The AVX2 kernels.
 pub(in crate::quant) const fn avx2<B: X86Block32<N>, const N: usize>() -> Kernels {
-    Kernels { rows: rows_avx2::<B, N>, tile: Some((tile_avx2::<B, N>, B::TILE_FROM)) }
+    Kernels { rows: rows32::rows_avx2::<B, N>, tile: Some((tile_avx2::<B, N>, B::TILE_FROM)) }
 }
 
 /// The AVX-512 kernels.

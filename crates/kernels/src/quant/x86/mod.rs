@@ -3,6 +3,8 @@
 pub(super) mod block256;
 pub(super) mod block32;
 pub(super) mod floats;
+pub(super) mod fours;
+pub(super) mod rows32;
 mod tile;
 
 use std::arch::x86_64::*;
@@ -117,4 +119,26 @@ fn four_totals(v: [__m256i; 4]) -> __m128i {
     let (a, b) = (fold(v[0], v[1]), fold(v[2], v[3]));
     let sums = _mm256_add_epi32(_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b));
     _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256::<1>(sums))
+}
+
+/// Thirty-two bytes into an array.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn store32(v: __m256i, out: &mut [i8; 32]) {
+    // SAFETY: thirty-two bytes into an array of thirty-two; the store needs no alignment.
+    unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), v) };
+}
+
+/// The bytes of `g`, negated where `minus` is −1.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn negated_where(minus: __m256i, g: __m256i) -> __m256i {
+    _mm256_sub_epi8(_mm256_xor_si256(g, minus), minus)
+}
+
+/// The lower half twice, and the upper half twice.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn halves_doubled(v: __m256i) -> [__m256i; 2] {
+    [_mm256_permute2x128_si256::<0x00>(v, v), _mm256_permute2x128_si256::<0x11>(v, v)]
 }

@@ -1,0 +1,157 @@
+//! `NVFP4`: 64 weights in 36 bytes (4.5 bits each), `scale · level[q]` with MXFP4's levels and a scale per 16.
+//!
+//! ```text
+//!  0               4                                12
+//! | s0 s1 s2 s3 | q0 q8 | q1 q9 | … | q7 q15 | … next 16 … |     two nibbles per byte, the low one first
+//! ```
+//! A scale is an unsigned float of four exponent and three mantissa bits, halved because the levels are doubled; 0x7f is 0 as well. Files
+//! have one more factor per tensor, which is not part of the blocks.
+//!
+//! Canonical order of a dot with a Q8_0 activation row (scale `a`, quants `x`), 32 elements after 32:
+//! `total += a · (s · (Σ q·x) + s' · (Σ q·x)')` with the two groups of sixteen; the sums are exact integers, converted to `f32` once, and every
+//! multiplication and addition rounds on its own.
+
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::*;
+
+use super::mxfp4::LEVELS;
+#[cfg(target_arch = "x86_64")]
+use super::x86::{self, fours::both_halves};
+use crate::activation::Q8Row;
+use crate::{Activation, Format, Kernels};
+
+const BYTES: usize = 36;
+
+pub(super) static FORMAT: Format = Format {
+    id: 40,
+    name: "NVFP4",
+    block_elements: 64,
+    block_bytes: BYTES,
+    activation: Activation::Q8_0,
+    dequantize,
+    quantize: None,
+    scalar: Kernels { rows: rows_scalar, tile: None },
+    avx2: on_x86!(Kernels { rows: rows_avx2, tile: None }),
+    avx512: None,
+    neon: None,
+};
+
+/// 2^119, which turns the exponent of a float into that of a scale (of bias 7), halved.
+const REBIAS: f32 = f32::from_bits((127 + 119) << 23);
+
+/// The float of a scale byte; its top bit means nothing.
+fn unit(byte: u8) -> f32 {
+    if byte == 0x7f { 0.0 } else { f32::from_bits(u32::from(byte & 0x7f) << 20) * REBIAS }
+}
+
+/// The integers of group `g`.
+fn group(block: &[u8; BYTES], g: usize) -> [i8; 16] {
+    let mut q = [0; 16];
+    for (j, byte) in block[4 + 8 * g..][..8].iter().enumerate() {
+        q[j] = LEVELS[usize::from(byte & 15)];
+        q[j + 8] = LEVELS[usize::from(byte >> 4)];
+    }
+    q
+}
+
+fn dequantize(bytes: &[u8], out: &mut [f32]) {
+    assert_eq!(bytes.len() / BYTES * 64, out.len(), "whole row");
+    for (block, out) in bytes.as_chunks::<BYTES>().0.iter().zip(out.as_chunks_mut::<64>().0) {
+        for (g, out) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+            *out = group(block, g).map(|q| unit(block[g]) * f32::from(q));
+        }
+    }
+}
+
+/// Row after row: the scalar twin.
+///
+/// # Safety
+/// None needed; the signature is that of [`Rows`](crate::Rows).
+unsafe fn rows_scalar(weights: &[u8], x: &[u8], n: usize, y: &mut [f32]) {
+    let x = Q8Row::new(x, n);
+    let blocks = weights.as_chunks::<BYTES>().0;
+    for (r, y) in y.iter_mut().enumerate() {
+        *y = 0.0;
+        for (b, x_q) in x.q.as_chunks::<32>().0.iter().enumerate() {
+            let block = &blocks[r * (n / 64) + b / 2];
+            let term = |half: usize| {
+                let g = 2 * (b % 2) + half;
+                let (q, x) = (group(block, g), &x_q[16 * half..]);
+                let sum: i32 = q.iter().zip(x).map(|(&q, &x)| i32::from(q) * i32::from(x as i8)).sum();
+                unit(block[g]) * sum as f32
+            };
+            *y += x.d(b) * (term(0) + term(1));
+        }
+    }
+}
+
+/// Four rows at a time, ordered like those of [`x86::rows32`] with groups of sixteen in the place of block columns.
+///
+/// # Safety
+/// That of [`Rows`](crate::Rows), for AVX2.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+unsafe fn rows_avx2(weights: &[u8], x: &[u8], n: usize, y: &mut [f32]) {
+    let x = Q8Row::new(x, n);
+    let n_blocks = n / 64;
+    let blocks = &weights.as_chunks::<BYTES>().0[..n_blocks * y.len()];
+    for (first, y) in y.chunks_mut(4).enumerate() {
+        // Rows past the end are the last one again.
+        let row = |r: usize| &blocks[(4 * first + r.min(y.len() - 1)) * n_blocks..][..n_blocks];
+        let (a, b, c, d) = (row(0), row(1), row(2), row(3));
+        // Rows a and c in the lower half, b and d in the upper; the other places hold what nobody reads.
+        let mut total = _mm256_setzero_ps();
+        for (i, (((a, b), c), d)) in a.iter().zip(b).zip(c).zip(d).enumerate() {
+            let units = units([a, b, c, d]);
+            for half in 0..2 {
+                let x_q = &x.q.as_chunks::<32>().0[2 * i + half];
+                let sums = _mm256_cvtepi32_ps(sums([a, b, c, d], x_q, 4 + 16 * half));
+                let t = _mm256_mul_ps(units[half], sums);
+                let t = _mm256_add_ps(t, _mm256_shuffle_ps::<0b11_10_11_10>(t, t));
+                total = _mm256_add_ps(total, _mm256_mul_ps(_mm256_set1_ps(x.d(2 * i + half)), t));
+            }
+        }
+        let mut sums = [0.0; 8];
+        // SAFETY: eight floats into an array of eight.
+        unsafe { _mm256_storeu_ps(sums.as_mut_ptr(), total) };
+        y.copy_from_slice(&[sums[0], sums[4], sums[1], sums[5]][..y.len()]);
+    }
+}
+
+/// The scales of four blocks, of groups 0 and 1 and of groups 2 and 3: `| a0 c0 a1 c1 | b0 d0 b1 d1 |`.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx2")]
+fn units([a, b, c, d]: [&[u8; BYTES]; 4]) -> [__m256; 2] {
+    let start = |block: &[u8; BYTES]| x86::load16(block, 0);
+    let (a_c, b_d) = (_mm_unpacklo_epi8(start(a), start(c)), _mm_unpacklo_epi8(start(b), start(d)));
+    let bytes = _mm_unpacklo_epi32(a_c, b_d);
+    let float = |bytes| {
+        let bytes = _mm256_cvtepu8_epi32(bytes);
+        let none = _mm256_cmpeq_epi32(bytes, _mm256_set1_epi32(0x7f));
+        let bits = _mm256_slli_epi32::<20>(_mm256_and_si256(bytes, _mm256_set1_epi32(0x7f)));
+        let bits = _mm256_andnot_si256(none, bits);
+        _mm256_mul_ps(_mm256_castsi256_ps(bits), _mm256_set1_ps(REBIAS))
+    };
+    [float(bytes), float(_mm_srli_si128::<8>(bytes))]
+}
+
+/// The sums of products of two groups of four blocks, whose nibbles start at `at`, in the order of [`units`].
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx2")]
+fn sums([a, b, c, d]: [&[u8; BYTES]; 4], x: &[u8; 32], at: usize) -> __m256i {
+    let x = [both_halves(x, 0), both_halves(x, 16)];
+    // No level is −128, so the signs may go to the weights; sixteen products of 12 · 127 fit sixteen bits.
+    let pair = |a, b| {
+        let [low, high] = x86::rows32::two_nibbles(a, b, at);
+        let first = x86::look_up(&LEVELS, _mm256_unpacklo_epi64(low, high));
+        let second = x86::look_up(&LEVELS, _mm256_unpackhi_epi64(low, high));
+        (x86::signed_pairs(x[0], first), x86::signed_pairs(x[1], second))
+    };
+    let ((a0, a1), (c0, c1)) = (pair(a, b), pair(c, d));
+    let fold = |a, c| _mm256_add_epi16(_mm256_unpacklo_epi32(a, c), _mm256_unpackhi_epi32(a, c));
+    let (first, second) = (fold(a0, c0), fold(a1, c1));
+    let sums = _mm256_add_epi16(_mm256_unpacklo_epi64(first, second), _mm256_unpackhi_epi64(first, second));
+    _mm256_madd_epi16(sums, _mm256_set1_epi16(1))
+}
