@@ -15,6 +15,7 @@ pub fn index_panel(rows: &[f32], dim: usize, panel: &mut [f32]) {
     assert!(rows.len() == INDEX_PANEL * dim && panel.len() == rows.len(), "lengths of a panel");
     for at in (0..INDEX_PANEL).step_by(8) {
         let rows = &rows[at * dim..][..8 * dim];
+        #[cfg_attr(not(target_arch = "x86_64"), expect(unused_mut, reason = "only AVX2 does a part"))]
         let mut done = 0;
         #[cfg(target_arch = "x86_64")]
         if matches!(crate::Isa::current(), crate::Isa::Avx2 | crate::Isa::Avx512) {

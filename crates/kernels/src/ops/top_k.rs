@@ -161,8 +161,7 @@ vectorized! {
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
+    use super::super::testing::floats;
     use super::*;
 
     fn naive(scores: &[f32], k: usize) -> Vec<u32> {
@@ -212,21 +211,26 @@ mod tests {
         assert_eq!(out, [3, 1, 0, 2]);
     }
 
-    proptest! {
-        #[test]
-        fn equals_a_stable_sort(
-            (scores, k) in proptest::collection::vec(
-                prop_oneof![
-                    8 => any::<f32>(),
-                    8 => (-3i8..3).prop_map(f32::from),
-                    1 => Just(f32::NAN),
-                    1 => Just(f32::NEG_INFINITY),
-                    1 => Just(-0.0f32),
-                ],
-                0..300,
-            ).prop_flat_map(|s| { let n = s.len(); (Just(s), 0..=n) })
-        ) {
-            check(&scores, k);
+    /// Scores with many ties and every kind of float, all lengths and counts.
+    #[test]
+    fn equals_a_stable_sort() {
+        for n in 0usize..160 {
+            for k in [0, 1, n / 3, n.saturating_sub(1), n] {
+                let seed = (n * 163 + k) as u64;
+                let kinds = floats(n, 1000 + seed, 1.0);
+                let mut scores = floats(n, seed, 1e30);
+                for (x, kind) in scores.iter_mut().zip(kinds) {
+                    *x = match ((kind + 1.0) * 10.0) as u32 {
+                        0 => f32::NAN,
+                        1 => f32::NEG_INFINITY,
+                        2 => -0.0,
+                        3..11 => (*x / 3e29).trunc(),
+                        11..15 => *x * 1e-42,
+                        _ => *x,
+                    };
+                }
+                check(&scores, k.min(n));
+            }
         }
     }
 }

@@ -21,10 +21,10 @@ pub(super) static FORMAT: Format = Format {
     scalar: floats::scalar::<Bf16, 2>(),
     avx2: on_x86!(x86::floats::avx2::<Bf16, 2>()),
     avx512: on_x86!(x86::floats::avx512::<Bf16, 2>()),
-    neon: None,
+    neon: on_neon!(super::neon::floats::neon::<Bf16, 2>()),
 };
 
-struct Bf16;
+pub(super) struct Bf16;
 
 impl Float<2> for Bf16 {
     #[inline(always)]

@@ -20,10 +20,10 @@ pub(super) static FORMAT: Format = Format {
     scalar: floats::scalar::<F16, 2>(),
     avx2: on_x86!(x86::floats::avx2::<F16, 2>()),
     avx512: on_x86!(x86::floats::avx512::<F16, 2>()),
-    neon: None,
+    neon: on_neon!(super::neon::floats::neon::<F16, 2>()),
 };
 
-struct F16;
+pub(super) struct F16;
 
 impl Float<2> for F16 {
     #[inline(always)]

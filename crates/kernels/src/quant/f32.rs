@@ -19,10 +19,10 @@ pub(super) static FORMAT: Format = Format {
     scalar: floats::scalar::<F32, 4>(),
     avx2: on_x86!(x86::floats::avx2::<F32, 4>()),
     avx512: on_x86!(x86::floats::avx512::<F32, 4>()),
-    neon: None,
+    neon: on_neon!(super::neon::floats::neon::<F32, 4>()),
 };
 
-struct F32;
+pub(super) struct F32;
 
 impl Float<4> for F32 {
     #[inline(always)]

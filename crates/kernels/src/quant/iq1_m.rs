@@ -18,7 +18,7 @@ use super::x86;
 use crate::ops::widen;
 use crate::{Activation, Format};
 
-const BYTES: usize = 56;
+pub(super) const BYTES: usize = 56;
 
 pub(super) static FORMAT: Format = Format {
     id: 29,
@@ -31,10 +31,10 @@ pub(super) static FORMAT: Format = Format {
     scalar: block256::scalar::<Iq1M, BYTES>(),
     avx2: on_x86!(x86::block256::avx2::<Iq1M, BYTES>()),
     avx512: None,
-    neon: None,
+    neon: on_neon!(super::neon::block256::neon::<Iq1M, BYTES>()),
 };
 
-struct Iq1M;
+pub(super) struct Iq1M;
 
 impl Block256<BYTES> for Iq1M {
     #[inline(always)]
@@ -67,13 +67,13 @@ impl Block256<BYTES> for Iq1M {
 
 /// The four words of scales.
 #[inline(always)]
-fn words(block: &[u8; BYTES]) -> [u16; 4] {
+pub(super) fn words(block: &[u8; BYTES]) -> [u16; 4] {
     [u16_at(block, 48), u16_at(block, 50), u16_at(block, 52), u16_at(block, 54)]
 }
 
 /// The half of the block's unit, gathered from the top bits of the scale words.
 #[inline(always)]
-fn unit_bits(words: [u16; 4]) -> u16 {
+pub(super) fn unit_bits(words: [u16; 4]) -> u16 {
     words[0] >> 12 | words[1] >> 8 & 0xf0 | words[2] >> 4 & 0xf00 | words[3] & 0xf000
 }
 

@@ -17,7 +17,7 @@ use super::grids;
 use super::x86;
 use crate::{Activation, Format};
 
-const BYTES: usize = 50;
+pub(super) const BYTES: usize = 50;
 
 pub(super) static FORMAT: Format = Format {
     id: 19,
@@ -30,10 +30,10 @@ pub(super) static FORMAT: Format = Format {
     scalar: block256::scalar::<Iq1S, BYTES>(),
     avx2: on_x86!(x86::block256::avx2::<Iq1S, BYTES>()),
     avx512: None,
-    neon: None,
+    neon: on_neon!(super::neon::block256::neon::<Iq1S, BYTES>()),
 };
 
-struct Iq1S;
+pub(super) struct Iq1S;
 
 impl Block256<BYTES> for Iq1S {
     #[inline(always)]

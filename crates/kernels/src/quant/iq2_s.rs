@@ -16,7 +16,7 @@ use super::grids;
 use super::x86;
 use crate::{Activation, Format};
 
-const BYTES: usize = 82;
+pub(super) const BYTES: usize = 82;
 
 pub(super) static FORMAT: Format = Format {
     id: 22,
@@ -29,10 +29,10 @@ pub(super) static FORMAT: Format = Format {
     scalar: block256::scalar::<Iq2S, BYTES>(),
     avx2: on_x86!(x86::block256::avx2::<Iq2S, BYTES>()),
     avx512: None,
-    neon: None,
+    neon: on_neon!(super::neon::block256::neon::<Iq2S, BYTES>()),
 };
 
-struct Iq2S;
+pub(super) struct Iq2S;
 
 impl Block256<BYTES> for Iq2S {
     #[inline(always)]

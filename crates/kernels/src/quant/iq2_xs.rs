@@ -17,7 +17,7 @@ use super::grids;
 use super::x86;
 use crate::{Activation, Format};
 
-const BYTES: usize = 74;
+pub(super) const BYTES: usize = 74;
 
 pub(super) static FORMAT: Format = Format {
     id: 17,
@@ -30,10 +30,10 @@ pub(super) static FORMAT: Format = Format {
     scalar: block256::scalar::<Iq2Xs, BYTES>(),
     avx2: on_x86!(x86::block256::avx2::<Iq2Xs, BYTES>()),
     avx512: None,
-    neon: None,
+    neon: on_neon!(super::neon::block256::neon::<Iq2Xs, BYTES>()),
 };
 
-struct Iq2Xs;
+pub(super) struct Iq2Xs;
 
 impl Block256<BYTES> for Iq2Xs {
     #[inline(always)]

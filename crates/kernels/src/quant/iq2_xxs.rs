@@ -17,7 +17,7 @@ use super::grids;
 use super::x86;
 use crate::{Activation, Format};
 
-const BYTES: usize = 66;
+pub(super) const BYTES: usize = 66;
 
 pub(super) static FORMAT: Format = Format {
     id: 16,
@@ -30,10 +30,10 @@ pub(super) static FORMAT: Format = Format {
     scalar: block256::scalar::<Iq2Xxs, BYTES>(),
     avx2: on_x86!(x86::block256::avx2::<Iq2Xxs, BYTES>()),
     avx512: None,
-    neon: None,
+    neon: on_neon!(super::neon::block256::neon::<Iq2Xxs, BYTES>()),
 };
 
-struct Iq2Xxs;
+pub(super) struct Iq2Xxs;
 
 impl Block256<BYTES> for Iq2Xxs {
     #[inline(always)]

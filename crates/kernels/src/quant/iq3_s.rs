@@ -22,7 +22,7 @@ use super::x86::{
 };
 use crate::{Activation, Format};
 
-const BYTES: usize = 110;
+pub(super) const BYTES: usize = 110;
 
 pub(super) static FORMAT: Format = Format {
     id: 21,
@@ -35,10 +35,10 @@ pub(super) static FORMAT: Format = Format {
     scalar: block256::scalar::<Iq3S, BYTES>(),
     avx2: on_x86!(x86::block256::avx2::<Iq3S, BYTES>()),
     avx512: None,
-    neon: None,
+    neon: on_neon!(super::neon::block256::neon::<Iq3S, BYTES>()),
 };
 
-struct Iq3S;
+pub(super) struct Iq3S;
 
 impl Block256<BYTES> for Iq3S {
     #[inline(always)]

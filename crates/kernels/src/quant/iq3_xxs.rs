@@ -19,7 +19,7 @@ use super::x86::{
 };
 use crate::{Activation, Format};
 
-const BYTES: usize = 98;
+pub(super) const BYTES: usize = 98;
 
 pub(super) static FORMAT: Format = Format {
     id: 18,
@@ -32,10 +32,10 @@ pub(super) static FORMAT: Format = Format {
     scalar: block256::scalar::<Iq3Xxs, BYTES>(),
     avx2: on_x86!(x86::block256::avx2::<Iq3Xxs, BYTES>()),
     avx512: None,
-    neon: None,
+    neon: on_neon!(super::neon::block256::neon::<Iq3Xxs, BYTES>()),
 };
 
-struct Iq3Xxs;
+pub(super) struct Iq3Xxs;
 
 impl Block256<BYTES> for Iq3Xxs {
     #[inline(always)]

@@ -14,7 +14,7 @@ use super::grids;
 use super::x86;
 use crate::{Activation, Format};
 
-const BYTES: usize = 18;
+pub(super) const BYTES: usize = 18;
 
 pub(super) static FORMAT: Format = Format {
     id: 20,
@@ -27,10 +27,10 @@ pub(super) static FORMAT: Format = Format {
     scalar: block32::scalar::<Iq4Nl, BYTES>(),
     avx2: on_x86!(x86::block32::avx2::<Iq4Nl, BYTES>()),
     avx512: on_x86!(x86::block32::avx512::<Iq4Nl, BYTES>()),
-    neon: None,
+    neon: on_neon!(super::neon::block32::neon::<Iq4Nl, BYTES>()),
 };
 
-struct Iq4Nl;
+pub(super) struct Iq4Nl;
 
 impl Block32<BYTES> for Iq4Nl {
     #[inline(always)]

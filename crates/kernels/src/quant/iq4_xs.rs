@@ -17,7 +17,7 @@ use super::grids;
 use super::x86;
 use crate::{Activation, Format};
 
-const BYTES: usize = 136;
+pub(super) const BYTES: usize = 136;
 
 pub(super) static FORMAT: Format = Format {
     id: 23,
@@ -30,10 +30,10 @@ pub(super) static FORMAT: Format = Format {
     scalar: block256::scalar::<Iq4Xs, BYTES>(),
     avx2: on_x86!(x86::block256::avx2::<Iq4Xs, BYTES>()),
     avx512: None,
-    neon: None,
+    neon: on_neon!(super::neon::block256::neon::<Iq4Xs, BYTES>()),
 };
 
-struct Iq4Xs;
+pub(super) struct Iq4Xs;
 
 impl Block256<BYTES> for Iq4Xs {
     #[inline(always)]

@@ -9,6 +9,8 @@ mod block256;
 mod block32;
 mod floats;
 mod grids;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 #[cfg(test)]
 mod tests;
 #[cfg(target_arch = "x86_64")]
@@ -24,6 +26,20 @@ macro_rules! on_x86 {
             Some($kernel)
         }
         #[cfg(not(target_arch = "x86_64"))]
+        {
+            None
+        }
+    }};
+}
+
+/// The same for 64-bit Arm.
+macro_rules! on_neon {
+    ($kernel:expr) => {{
+        #[cfg(target_arch = "aarch64")]
+        {
+            Some($kernel)
+        }
+        #[cfg(not(target_arch = "aarch64"))]
         {
             None
         }

@@ -13,7 +13,7 @@ use super::block32::{self, Block32, nibbles};
 use super::x86;
 use crate::{Activation, Format};
 
-const BYTES: usize = 17;
+pub(super) const BYTES: usize = 17;
 
 pub(super) static FORMAT: Format = Format {
     id: 39,
@@ -26,7 +26,7 @@ pub(super) static FORMAT: Format = Format {
     scalar: block32::scalar::<Mxfp4, BYTES>(),
     avx2: on_x86!(x86::block32::avx2::<Mxfp4, BYTES>()),
     avx512: on_x86!(x86::block32::avx512::<Mxfp4, BYTES>()),
-    neon: None,
+    neon: on_neon!(super::neon::block32::neon::<Mxfp4, BYTES>()),
 };
 
 pub(super) static LEVELS: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
@@ -34,7 +34,7 @@ pub(super) static LEVELS: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4
 #[cfg(target_arch = "x86_64")]
 static LIFTED: [i8; 16] = [12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0];
 
-struct Mxfp4;
+pub(super) struct Mxfp4;
 
 impl Block32<BYTES> for Mxfp4 {
     #[inline(always)]
@@ -46,7 +46,7 @@ impl Block32<BYTES> for Mxfp4 {
 
 /// `2^(e − 128)`: an exponent one below `e`'s own, so 0 and 1 are subnormal.
 #[inline(always)]
-fn unit(e: u8) -> f32 {
+pub(super) fn unit(e: u8) -> f32 {
     f32::from_bits(if e < 2 { 0x0020_0000 << e } else { u32::from(e - 1) << 23 })
 }
 

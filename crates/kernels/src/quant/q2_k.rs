@@ -16,7 +16,7 @@ use super::block256::{self, Block256};
 use super::x86;
 use crate::{Activation, Format};
 
-const BYTES: usize = 84;
+pub(super) const BYTES: usize = 84;
 
 pub(super) static FORMAT: Format = Format {
     id: 10,
@@ -29,10 +29,10 @@ pub(super) static FORMAT: Format = Format {
     scalar: block256::scalar::<Q2K, BYTES>(),
     avx2: on_x86!(x86::block256::avx2::<Q2K, BYTES>()),
     avx512: None,
-    neon: None,
+    neon: on_neon!(super::neon::block256::neon::<Q2K, BYTES>()),
 };
 
-struct Q2K;
+pub(super) struct Q2K;
 
 impl Block256<BYTES> for Q2K {
     const MIN: bool = true;

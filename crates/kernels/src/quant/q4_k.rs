@@ -16,7 +16,7 @@ use super::block256::{self, Block256, scales_and_mins};
 use super::x86;
 use crate::{Activation, Format};
 
-const BYTES: usize = 144;
+pub(super) const BYTES: usize = 144;
 
 pub(super) static FORMAT: Format = Format {
     id: 12,
@@ -29,10 +29,10 @@ pub(super) static FORMAT: Format = Format {
     scalar: block256::scalar::<Q4K, BYTES>(),
     avx2: on_x86!(x86::block256::avx2::<Q4K, BYTES>()),
     avx512: None,
-    neon: None,
+    neon: on_neon!(super::neon::block256::neon::<Q4K, BYTES>()),
 };
 
-struct Q4K;
+pub(super) struct Q4K;
 
 impl Block256<BYTES> for Q4K {
     const MIN: bool = true;

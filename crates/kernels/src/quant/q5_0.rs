@@ -14,7 +14,7 @@ use super::block32::{self, Block32, half_at, inverse, largest, nibbles, pack_nib
 use super::x86;
 use crate::{Activation, Format};
 
-const BYTES: usize = 22;
+pub(super) const BYTES: usize = 22;
 
 pub(super) static FORMAT: Format = Format {
     id: 6,
@@ -27,10 +27,10 @@ pub(super) static FORMAT: Format = Format {
     scalar: block32::scalar::<Q5_0, BYTES>(),
     avx2: on_x86!(x86::block32::avx2::<Q5_0, BYTES>()),
     avx512: on_x86!(x86::block32::avx512::<Q5_0, BYTES>()),
-    neon: None,
+    neon: on_neon!(super::neon::block32::neon::<Q5_0, BYTES>()),
 };
 
-struct Q5_0;
+pub(super) struct Q5_0;
 
 impl Block32<BYTES> for Q5_0 {
     #[inline(always)]

@@ -15,7 +15,7 @@ use super::block256::{self, Block256, scales_and_mins};
 use super::x86;
 use crate::{Activation, Format};
 
-const BYTES: usize = 176;
+pub(super) const BYTES: usize = 176;
 
 pub(super) static FORMAT: Format = Format {
     id: 13,
@@ -28,10 +28,10 @@ pub(super) static FORMAT: Format = Format {
     scalar: block256::scalar::<Q5K, BYTES>(),
     avx2: on_x86!(x86::block256::avx2::<Q5K, BYTES>()),
     avx512: None,
-    neon: None,
+    neon: on_neon!(super::neon::block256::neon::<Q5K, BYTES>()),
 };
 
-struct Q5K;
+pub(super) struct Q5K;
 
 impl Block256<BYTES> for Q5K {
     const MIN: bool = true;

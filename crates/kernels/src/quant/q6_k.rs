@@ -16,7 +16,7 @@ use super::block256::{self, Block256};
 use super::x86;
 use crate::{Activation, Format};
 
-const BYTES: usize = 210;
+pub(super) const BYTES: usize = 210;
 
 pub(super) static FORMAT: Format = Format {
     id: 14,
@@ -29,10 +29,10 @@ pub(super) static FORMAT: Format = Format {
     scalar: block256::scalar::<Q6K, BYTES>(),
     avx2: on_x86!(x86::block256::avx2::<Q6K, BYTES>()),
     avx512: None,
-    neon: None,
+    neon: on_neon!(super::neon::block256::neon::<Q6K, BYTES>()),
 };
 
-struct Q6K;
+pub(super) struct Q6K;
 
 impl Block256<BYTES> for Q6K {
     #[inline(always)]

@@ -13,7 +13,7 @@ use super::block32::{self, Block32, half_at, inverse};
 use super::x86;
 use crate::{Activation, Format};
 
-const BYTES: usize = 34;
+pub(super) const BYTES: usize = 34;
 
 pub(super) static FORMAT: Format = Format {
     id: 8,
@@ -26,10 +26,10 @@ pub(super) static FORMAT: Format = Format {
     scalar: block32::scalar::<Q8_0, BYTES>(),
     avx2: on_x86!(x86::block32::avx2::<Q8_0, BYTES>()),
     avx512: on_x86!(x86::block32::avx512::<Q8_0, BYTES>()),
-    neon: None,
+    neon: on_neon!(super::neon::block32::neon::<Q8_0, BYTES>()),
 };
 
-struct Q8_0;
+pub(super) struct Q8_0;
 
 impl Block32<BYTES> for Q8_0 {
     #[inline(always)]

@@ -114,6 +114,13 @@ fn which_formats_have_which_kernels() {
     assert_eq!(without(|f| f.avx512.is_some() || f.block_elements == 256), ["NVFP4"]);
 }
 
+/// The same on 64-bit Arm: all of them.
+#[test]
+#[cfg(target_arch = "aarch64")]
+fn every_format_has_neon_kernels() {
+    assert!(FORMATS.iter().all(|f| f.neon.is_some_and(|kernels| kernels.tile.is_some())));
+}
+
 /// Row by row, by the portable twin.
 fn by_scalar(f: &Format, w: &[u8], x: &[u8], n: usize, n_rows: usize) -> Vec<u32> {
     let mut y = vec![f32::NAN; n_rows];

@@ -11,7 +11,7 @@ use super::block32::half_at;
 use super::block256::{self, Block256};
 use crate::{Activation, Format};
 
-const BYTES: usize = 54;
+pub(super) const BYTES: usize = 54;
 
 pub(super) static FORMAT: Format = Format {
     id: 34,
@@ -24,10 +24,10 @@ pub(super) static FORMAT: Format = Format {
     scalar: block256::scalar::<Tq1_0, BYTES>(),
     avx2: None,
     avx512: None,
-    neon: None,
+    neon: on_neon!(super::neon::block256::neon::<Tq1_0, BYTES>()),
 };
 
-struct Tq1_0;
+pub(super) struct Tq1_0;
 
 impl Block256<BYTES> for Tq1_0 {
     #[inline(always)]

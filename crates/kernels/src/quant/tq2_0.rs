@@ -15,7 +15,7 @@ use super::block256::{self, Block256};
 use super::x86;
 use crate::{Activation, Format};
 
-const BYTES: usize = 66;
+pub(super) const BYTES: usize = 66;
 
 pub(super) static FORMAT: Format = Format {
     id: 35,
@@ -28,10 +28,10 @@ pub(super) static FORMAT: Format = Format {
     scalar: block256::scalar::<Tq2_0, BYTES>(),
     avx2: on_x86!(x86::block256::avx2::<Tq2_0, BYTES>()),
     avx512: None,
-    neon: None,
+    neon: on_neon!(super::neon::block256::neon::<Tq2_0, BYTES>()),
 };
 
-struct Tq2_0;
+pub(super) struct Tq2_0;
 
 impl Block256<BYTES> for Tq2_0 {
     #[inline(always)]
