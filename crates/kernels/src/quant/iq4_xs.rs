@@ -11,6 +11,8 @@
 use std::arch::x86_64::*;
 
 use super::block32::half_at;
+#[cfg(target_arch = "x86_64")]
+use super::block256::u32_at;
 use super::block256::{self, Block256, u16_at};
 use super::grids;
 #[cfg(target_arch = "x86_64")]
@@ -69,7 +71,30 @@ impl x86::block256::X86Block256<BYTES> for Iq4Xs {
 
     #[inline]
     #[target_feature(enable = "avx2")]
+    unsafe fn scale_words(block: &[u8; BYTES]) -> (__m256i, __m256i) {
+        let low = _mm_cvtsi32_si128(u32_at(block, 4) as i32);
+        let low = _mm_unpacklo_epi8(low, _mm_srli_epi16::<4>(low));
+        let low = _mm_cvtepu8_epi16(_mm_and_si128(low, _mm_set1_epi8(15)));
+        // A product moves the two bits of each scale to the top.
+        let high = _mm_set1_epi16(u16_at(block, 2) as i16);
+        let high = _mm_mullo_epi16(high, _mm_setr_epi16(1 << 14, 1 << 12, 1 << 10, 256, 64, 16, 4, 1));
+        let high = _mm_slli_epi16::<4>(_mm_srli_epi16::<14>(high));
+        let scales = _mm_sub_epi16(_mm_or_si128(low, high), _mm_set1_epi16(32));
+        let twice = _mm256_set_m128i(_mm_unpackhi_epi16(scales, scales), _mm_unpacklo_epi16(scales, scales));
+        (twice, _mm256_setzero_si256())
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
     unsafe fn pairs(block: &[u8; BYTES], s: usize, x: __m256i) -> __m256i {
-        x86::signed_pairs(x86::look_up(&grids::IQ4, x86::nibbles(block, 8 + 16 * s)), x)
+        x86::signed_pairs(x, x86::look_up(&grids::IQ4, x86::nibbles(block, 8 + 16 * s)))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn integers(block: &[u8; BYTES], q: &mut [i8; 256]) {
+        for (s, q) in q.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+            x86::store32(x86::look_up(&grids::IQ4, x86::nibbles(block, 8 + 16 * s)), q);
+        }
     }
 }

@@ -129,9 +129,13 @@ fn units([a, b, c, d]: [&[u8; BYTES]; 4]) -> [__m256; 2] {
     let float = |bytes| {
         let bytes = _mm256_cvtepu8_epi32(bytes);
         let none = _mm256_cmpeq_epi32(bytes, _mm256_set1_epi32(0x7f));
-        let bits = _mm256_slli_epi32::<20>(_mm256_and_si256(bytes, _mm256_set1_epi32(0x7f)));
-        let bits = _mm256_andnot_si256(none, bits);
-        _mm256_mul_ps(_mm256_castsi256_ps(bits), _mm256_set1_ps(REBIAS))
+        let bytes = _mm256_and_si256(bytes, _mm256_set1_epi32(0x7f));
+        let normal = _mm256_add_epi32(_mm256_slli_epi32::<20>(bytes), _mm256_set1_epi32(119 << 23));
+        // (A product with a subnormal would do as well, and take the slow path of the processor.)
+        let subnormal = _mm256_mul_ps(_mm256_cvtepi32_ps(bytes), _mm256_set1_ps(1.0 / 1024.0));
+        let small = _mm256_cmpgt_epi32(_mm256_set1_epi32(8), bytes);
+        let bits = _mm256_blendv_epi8(normal, _mm256_castps_si256(subnormal), small);
+        _mm256_castsi256_ps(_mm256_andnot_si256(none, bits))
     };
     [float(bytes), float(_mm_srli_si128::<8>(bytes))]
 }

@@ -73,6 +73,18 @@ impl x86::block256::X86Block256<BYTES> for Q3K {
 
     #[inline]
     #[target_feature(enable = "avx2")]
+    unsafe fn scale_words(block: &[u8; BYTES]) -> (__m256i, __m256i) {
+        // (Two bytes early, so as not to read behind the block.)
+        let packed = _mm_srli_si128::<2>(x86::load16(block, 94));
+        let low = _mm_unpacklo_epi64(packed, _mm_srli_epi16::<4>(packed));
+        let top = _mm_srlv_epi32(_mm_shuffle_epi32::<0b10_10_10_10>(packed), _mm_setr_epi32(0, 2, 4, 6));
+        let top = _mm_slli_epi16::<4>(_mm_and_si128(top, _mm_set1_epi8(3)));
+        let scales = _mm_or_si128(_mm_and_si128(low, _mm_set1_epi8(15)), top);
+        (_mm256_cvtepi8_epi16(_mm_sub_epi8(scales, _mm_set1_epi8(32))), _mm256_setzero_si256())
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
     unsafe fn pairs(block: &[u8; BYTES], s: usize, x: __m256i) -> __m256i {
         let low = x86::field(x86::load32(block, 32 + 32 * (s / 4)), 2 * (s % 4), 3);
         let top = x86::where_bit(x86::load32(block, 0), s, 4);

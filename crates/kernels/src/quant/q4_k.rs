@@ -65,6 +65,13 @@ impl x86::block256::X86Block256<BYTES> for Q4K {
 
     #[inline]
     #[target_feature(enable = "avx2")]
+    unsafe fn scale_words(block: &[u8; BYTES]) -> (__m256i, __m256i) {
+        let packed = block[4..].first_chunk().expect("twelve bytes of scales");
+        x86::block256::scale_and_min_words(packed)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
     unsafe fn pairs(block: &[u8; BYTES], s: usize, x: __m256i) -> __m256i {
         let qs = x86::load32(block, 16 + 32 * (s / 2));
         _mm256_maddubs_epi16(x86::field(qs, 4 * (s % 2), 15), x)

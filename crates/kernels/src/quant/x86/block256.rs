@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 use super::tile::{self, Panel};
 use super::{four_totals, four_units, load32};
 use crate::activation::Q8kRow;
-use crate::quant::block256::Block256;
+use crate::quant::block256::{Block256, u32_at};
 use crate::{Kernels, TILE_ROWS};
 
 /// A block of 256 as vectors.
@@ -31,6 +31,19 @@ pub(in crate::quant) trait X86Block256<const N: usize>: Block256<N> {
         half(Self::UNIT_AT) | if Self::MIN { half(Self::UNIT_AT + 2) << 16 } else { 0 }
     }
 
+    /// The scales and minima as words; formats with packed ones unpack them in registers.
+    ///
+    /// # Safety
+    /// AVX2.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn scale_words(block: &[u8; N]) -> (__m256i, __m256i) {
+        let (mut scale, mut min) = ([0; 16], [0; 16]);
+        Self::scales(block, &mut scale, &mut min);
+        // SAFETY: thirty-two readable bytes each; the loads need no alignment.
+        unsafe { (_mm256_loadu_si256(scale.as_ptr().cast()), _mm256_loadu_si256(min.as_ptr().cast())) }
+    }
+
     /// Products of the 32 integers from `32 · s` with `x`, as sixteen sums of neighbouring two.
     ///
     /// # Safety
@@ -48,11 +61,8 @@ pub(in crate::quant) trait X86Block256<const N: usize>: Block256<N> {
     #[inline]
     #[target_feature(enable = "avx2")]
     unsafe fn sums(block: &[u8; N], x: &[u8; 256], x_sums: __m256i) -> (__m256i, __m256i) {
-        let (mut scale, mut min) = ([0; 16], [0; 16]);
-        Self::scales(block, &mut scale, &mut min);
-        // SAFETY: thirty-two readable bytes each; the loads need no alignment.
-        let (scales, mins) =
-            unsafe { (_mm256_loadu_si256(scale.as_ptr().cast()), _mm256_loadu_si256(min.as_ptr().cast())) };
+        // SAFETY: AVX2 is on.
+        let (scales, mins) = unsafe { Self::scale_words(block) };
         let by_half = even_then_odd(scales);
         let mut acc = _mm256_setzero_si256();
         macro_rules! step {
@@ -221,4 +231,24 @@ fn even_then_odd(v: __m256i) -> __m256i {
     let order = _mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
     let sorted = _mm256_shuffle_epi8(v, _mm256_broadcastsi128_si256(order));
     _mm256_permute4x64_epi64::<0b11_01_10_00>(sorted)
+}
+
+/// [`scales_and_mins`](crate::quant::block256::scales_and_mins) in registers.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(in crate::quant) fn scale_and_min_words(packed: &[u8; 12]) -> (__m256i, __m256i) {
+    let word = |i: usize| u32_at(packed, 4 * i);
+    let (a, b, c) = (word(0), word(1), word(2));
+    let (low, nibble, top) = (0x3f3f_3f3f, 0x0f0f_0f0f, 0x3030_3030);
+    let scales = u64::from(a & low) | u64::from(c & nibble | a >> 2 & top) << 32;
+    let mins = u64::from(b & low) | u64::from(c >> 4 & nibble | b >> 2 & top) << 32;
+    // Each byte as two words.
+    let order = _mm256_setr_epi64x(
+        0x8001_8001_8000_8000u64 as i64,
+        0x8003_8003_8002_8002u64 as i64,
+        0x8005_8005_8004_8004u64 as i64,
+        0x8007_8007_8006_8006u64 as i64,
+    );
+    let words = |bytes: u64| _mm256_shuffle_epi8(_mm256_set1_epi64x(bytes as i64), order);
+    (words(scales), words(mins))
 }
