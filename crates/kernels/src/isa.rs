@@ -129,6 +129,12 @@ mod tests {
         assert!(Isa::Scalar.is_supported());
     }
 
+    /// A wrong `SLOTBANK_ISA` would test the portable kernels and say nothing.
+    #[test]
+    fn the_environment_is_obeyed_or_the_tests_fail() {
+        assert_eq!(Isa::current(), Isa::detect().unwrap());
+    }
+
     #[test]
     fn errors_name_the_variable_and_the_way_out() {
         let e = IsaError::Unknown("mmx".into());

@@ -155,6 +155,10 @@ mod tests {
         heads: usize,
         width: usize,
         latent: usize,
+        #[cfg_attr(
+            not(target_arch = "x86_64"),
+            expect(dead_code, reason = "only the comparison with AVX2 asks")
+        )]
         n: usize,
         queries: Vec<f32>,
         rows: Vec<f32>, // [n, width]

@@ -20,7 +20,7 @@ use super::x86::{self, fours::both_halves};
 use crate::activation::Q8Row;
 use crate::{Activation, Format, Kernels};
 
-const BYTES: usize = 36;
+pub(super) const BYTES: usize = 36;
 
 pub(super) static FORMAT: Format = Format {
     id: 40,
@@ -33,11 +33,11 @@ pub(super) static FORMAT: Format = Format {
     scalar: Kernels { rows: rows_scalar, tile: None },
     avx2: on_x86!(Kernels { rows: rows_avx2, tile: None }),
     avx512: None,
-    neon: None,
+    neon: on_neon!(super::neon::nvfp4::neon()),
 };
 
 /// 2^119, which turns the exponent of a float into that of a scale (of bias 7), halved.
-const REBIAS: f32 = f32::from_bits((127 + 119) << 23);
+pub(super) const REBIAS: f32 = f32::from_bits((127 + 119) << 23);
 
 /// The float of a scale byte; its top bit means nothing.
 fn unit(byte: u8) -> f32 {

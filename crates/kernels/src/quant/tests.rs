@@ -114,11 +114,13 @@ fn which_formats_have_which_kernels() {
     assert_eq!(without(|f| f.avx512.is_some() || f.block_elements == 256), ["NVFP4"]);
 }
 
-/// The same on 64-bit Arm: all of them.
+/// The same on 64-bit Arm.
 #[test]
 #[cfg(target_arch = "aarch64")]
 fn every_format_has_neon_kernels() {
-    assert!(FORMATS.iter().all(|f| f.neon.is_some_and(|kernels| kernels.tile.is_some())));
+    assert!(FORMATS.iter().all(|f| f.neon.is_some()));
+    let without_tile = FORMATS.iter().filter(|f| f.neon.is_some_and(|kernels| kernels.tile.is_none()));
+    assert!(without_tile.map(|f| f.name).eq(["NVFP4"]));
 }
 
 /// Row by row, by the portable twin.

@@ -12,6 +12,7 @@ pub(super) mod block32;
 pub(super) mod floats;
 mod formats256;
 mod formats32;
+pub(super) mod nvfp4;
 mod tile;
 
 use std::arch::aarch64::*;

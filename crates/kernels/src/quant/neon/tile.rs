@@ -148,12 +148,13 @@ impl Multiply for Dot {
         [low(ab[0], cd[0]), low(ab[1], cd[1]), high(ab[0], cd[0]), high(ab[1], cd[1])]
     }
 
-    #[inline]
-    #[target_feature(enable = "neon")]
+    // (Not left to the inliner, which counts the assembly as long: the sums have to stay in registers.)
+    #[inline(always)]
     unsafe fn add<const C: usize>(sums: &mut Sums<C>, w: [&[i8; 64]; 2], x: [int8x16_t; C]) {
         macro_rules! quarter {
             ($($lane:literal)*) => {$(
-                let rows = [vector(w[0], $lane), vector(w[1], $lane)];
+                // SAFETY: the caller's promise, which includes NEON.
+                let rows = unsafe { [vector(w[0], $lane), vector(w[1], $lane)] };
                 for c in 0..C {
                     for g in 0..2 {
                         // SAFETY: the caller's promise.
@@ -190,17 +191,23 @@ impl Multiply for Matrix {
         [first_halves(a, b), second_halves(a, b), first_halves(c, d), second_halves(c, d)]
     }
 
-    #[inline]
-    #[target_feature(enable = "neon")]
+    #[inline(always)]
     unsafe fn add<const C: usize>(sums: &mut Sums<C>, w: [&[i8; 64]; 2], x: [int8x16_t; C]) {
         for half in 0..2 {
+            let mut columns = x;
+            for c in (0..C).step_by(2) {
+                // SAFETY: the caller's promise, which includes NEON.
+                columns[c] = unsafe {
+                    if half == 0 { first_halves(x[c], x[c + 1]) } else { second_halves(x[c], x[c + 1]) }
+                };
+            }
             for g in 0..2 {
                 for pair in 0..2 {
-                    let rows = vector(w[g], 2 * pair + half);
+                    // SAFETY: as above.
+                    let rows = unsafe { vector(w[g], 2 * pair + half) };
                     for c in (0..C).step_by(2) {
-                        let columns = if half == 0 { first_halves } else { second_halves }(x[c], x[c + 1]);
                         // SAFETY: the caller's promise.
-                        sums[c + g][pair] = unsafe { smmla(sums[c + g][pair], rows, columns) };
+                        sums[c + g][pair] = unsafe { smmla(sums[c + g][pair], rows, columns[c]) };
                     }
                 }
             }
