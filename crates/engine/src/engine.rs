@@ -78,7 +78,8 @@ impl Engine {
         make_reader: impl FnOnce(&[PathBuf]) -> Result<Box<dyn Reader>, Error>,
     ) -> Result<Self, Error> {
         let plan = MemoryPlan::new(checkpoint, &options)?;
-        let mut backend: Box<dyn Backend> = Box::new(CpuBackend::new(options.threads())?);
+        let mut backend: Box<dyn Backend> =
+            Box::new(CpuBackend::new(options.threads(), options.threads_batch())?);
         let mut loader = Loader::wet(checkpoint, &options, backend.as_mut());
         let model = (models::find(checkpoint)?.load)(&mut loader)?;
         let host_bytes = loader.host_bytes();
@@ -235,6 +236,7 @@ impl Engine {
             sink,
             dump: self.dump.as_mut(),
         };
+        step.backend.begin(tokens.len());
         self.model.forward(&mut step)?;
         sequence.len += tokens.len();
         Ok(())

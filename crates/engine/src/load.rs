@@ -9,7 +9,7 @@ use std::io::{Read, Seek, SeekFrom};
 use files::{Checkpoint, GgmlType, Tensor};
 
 use crate::backend::{
-    Backend, Buf, CacheId, RopeId, RopeSpec, ScratchSpec, SelectionId, WeightId, WeightSpec,
+    Backend, Buf, CacheId, RopeId, RopeSpec, RoutedSpec, ScratchSpec, SelectionId, WeightId, WeightSpec,
 };
 use crate::options::CacheType;
 use crate::{EngineOptions, Error};
@@ -187,9 +187,17 @@ impl<'a> Loader<'a> {
 
     /// Operation scratch: see [`Backend::scratch`].
     pub(crate) fn scratch(&mut self, spec: &ScratchSpec) {
-        self.ledger.scratch += crate::backend::cpu::scratch_bytes(self.options.threads(), spec);
+        self.ledger.scratch += crate::backend::cpu::scratch_bytes(self.options.threads_max(), spec);
         if let Some(backend) = self.backend.as_deref_mut() {
             backend.scratch(spec);
+        }
+    }
+
+    /// Scratch of the routed experts: see [`Backend::routed_scratch`].
+    pub(crate) fn routed_scratch(&mut self, spec: &RoutedSpec) {
+        self.ledger.scratch += crate::backend::cpu::routed_bytes(spec);
+        if let Some(backend) = self.backend.as_deref_mut() {
+            backend.routed_scratch(spec);
         }
     }
 }

@@ -58,8 +58,13 @@ pub struct EngineOptions {
     pub context: Option<u32>,
     /// Cache element type.
     pub cache_type: CacheType,
-    /// Compute threads; `None` = the cores this process may use.
+    /// Compute threads for one token; `None` = the cores this process may use.
     pub threads: Option<u32>,
+    /// Compute threads for several tokens; `None` = as for one.
+    pub threads_batch: Option<u32>,
+    /// All experts of a wave in two dispatches; off, one expert at a time, which gives the same bits and is the
+    /// reference for the former.
+    pub slot8: bool,
     /// Experts per token when fewer than the model's own number are wanted.
     pub moe_topk: Option<u32>,
     /// Attention mode.
@@ -84,7 +89,7 @@ fn as_debug<T: std::fmt::Debug, S: serde::Serializer>(value: &T, s: S) -> Result
 }
 
 /// Tokens per forward pass unless asked otherwise.
-pub(crate) const DEFAULT_UBATCH: u32 = 32;
+pub(crate) const DEFAULT_UBATCH: u32 = 512;
 /// Context unless asked otherwise (or the model's, where that is smaller).
 pub(crate) const DEFAULT_CONTEXT: u32 = 8192;
 
@@ -96,6 +101,8 @@ impl Default for EngineOptions {
             context: None,
             cache_type: CacheType::default(),
             threads: None,
+            threads_batch: None,
+            slot8: true,
             moe_topk: None,
             attention: AttentionMode::default(),
             latent_eps: 1e-6,
@@ -109,11 +116,21 @@ impl Default for EngineOptions {
 }
 
 impl EngineOptions {
-    /// Compute threads to start.
+    /// Compute threads for a step of one token.
     pub fn threads(&self) -> usize {
         match self.threads {
             Some(n) => n as usize,
             None => std::thread::available_parallelism().map_or(1, |n| n.get()),
         }
+    }
+
+    /// Compute threads for a step of several tokens.
+    pub fn threads_batch(&self) -> usize {
+        self.threads_batch.map_or_else(|| self.threads(), |n| n as usize)
+    }
+
+    /// Compute threads to start.
+    pub fn threads_max(&self) -> usize {
+        self.threads().max(self.threads_batch())
     }
 }

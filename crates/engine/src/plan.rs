@@ -92,7 +92,7 @@ fn rows(
         PlanRow {
             name: "compute buffers",
             bytes: ledger.buffers + ledger.selections + ledger.scratch + ledger.ropes,
-            note: format!("ubatch {}, {} threads", options.ubatch, options.threads()),
+            note: format!("ubatch {}, {} threads", options.ubatch.min(info.context), options.threads_max()),
         },
     ];
     if let Some(bank) = bank {
@@ -130,6 +130,7 @@ fn check_options(options: &EngineOptions) -> Result<(), Error> {
     };
     range("--ubatch", u64::from(options.ubatch), 1, 4096)?;
     range("--threads", options.threads() as u64, 1, 1024)?;
+    range("--threads-batch", options.threads_batch() as u64, 1, 1024)?;
     range("--io-threads", u64::from(options.io_threads), 1, 256)?;
     if !(options.latent_eps.is_finite() && options.latent_eps >= 0.0) {
         return Err(Error::Option {

@@ -29,7 +29,7 @@ pub use activation::Activation;
 pub use aligned::AlignedBuf;
 pub use format::{Dequantize, Format, Kernel, Kernels, Quantize, Rows, TILE_COLUMNS, TILE_ROWS, Tile};
 pub use isa::{Isa, IsaError};
-pub use matmul::{matmul, matmul_batched};
+pub use matmul::{Product, matmul, rows_per_task};
 pub use pool::Pool;
 pub use quant::{FORMATS, format};
 pub use shared::SharedMut;

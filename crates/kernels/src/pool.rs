@@ -1,5 +1,5 @@
-//! The worker pool of the token loop: a few hundred short dispatches per token, so workers spin for a moment before they park,
-//! and a dispatch allocates nothing.
+//! The worker pool of the token loop: a few hundred short dispatches per token, so waiting threads spin for a moment, then offer
+//! their core to others, and only then park; and a dispatch allocates nothing.
 //!
 //! One word, the *gate*, coordinates a dispatch: `epoch << 32 | CLOSED | number of workers inside`. The caller writes the job,
 //! opens the gate with a new epoch and works itself; workers enter while the gate is open, claim task numbers from a cursor, and
@@ -17,8 +17,11 @@ use std::time::{Duration, Instant};
 
 use crate::SharedMut;
 
-/// How long a waiting thread spins before it parks.
-const SPIN: Duration = Duration::from_micros(30);
+/// How long a waiting thread keeps its core: about as long as a short task takes.
+const SPIN: Duration = Duration::from_micros(5);
+/// How long it waits in all before it parks, yielding its core to whoever has work. Where threads outnumber cores, the thread
+/// that is waited for may need that very core.
+const YIELD: Duration = Duration::from_micros(50);
 const CLOSED: u64 = 1 << 31;
 const INSIDE: u64 = CLOSED - 1; // mask of the number of workers inside
 
@@ -38,7 +41,9 @@ struct Shared {
     /// Written by the caller only while the gate is closed and nobody is inside; read by workers only while inside.
     job: UnsafeCell<Option<Job>>,
     cursor: AtomicUsize,
-    /// Workers that are parked or about to be.
+    /// Threads that may work on a dispatch, the caller included; changed only between dispatches.
+    limit: AtomicUsize,
+    /// Workers below the limit that are parked or about to be.
     sleepers: AtomicUsize,
     stop: AtomicBool,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
@@ -71,6 +76,7 @@ impl Pool {
             gate: AtomicU64::new(CLOSED),
             job: UnsafeCell::new(None),
             cursor: AtomicUsize::new(0),
+            limit: AtomicUsize::new(threads.max(1)),
             sleepers: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
             panic: Mutex::new(None),
@@ -78,15 +84,24 @@ impl Pool {
         let start = |i: usize| {
             let shared = Arc::clone(&shared);
             let builder = std::thread::Builder::new().name(format!("slotbank-{i}"));
-            builder.spawn(move || shared.work()).expect("cannot start a worker thread")
+            builder.spawn(move || shared.work(i)).expect("cannot start a worker thread")
         };
         let workers = (1..threads.max(1)).map(start).collect();
         Pool { shared, workers, busy: AtomicBool::new(false) }
     }
 
-    /// Number of threads that work on a dispatch, the caller included.
+    /// Number of threads that work on a dispatch, the caller included: all of them unless limited.
     pub fn threads(&self) -> usize {
-        self.workers.len() + 1
+        self.shared.limit.load(Ordering::Relaxed)
+    }
+
+    /// From the next dispatch on at most `threads` of the pool's threads work; the others sleep. 0 counts as 1.
+    pub fn limit(&mut self, threads: usize) {
+        let limit = threads.clamp(1, self.workers.len() + 1);
+        if self.shared.limit.swap(limit, Ordering::SeqCst) != limit {
+            // Each finds out on which side of the limit it is now.
+            self.workers.iter().for_each(|worker| worker.thread().unpark());
+        }
     }
 
     /// Calls `task(0) … task(n_tasks − 1)`, each exactly once, on any of the threads, and returns when all have returned. Which
@@ -97,7 +112,7 @@ impl Pool {
     /// called from inside a task, or by two threads at once.
     pub fn run(&self, n_tasks: usize, task: &(dyn Fn(usize) + Sync)) {
         assert!(!IN_TASK.get(), "Pool::run called from inside a task of a pool");
-        if n_tasks <= 1 || self.workers.is_empty() {
+        if n_tasks <= 1 || self.threads() == 1 {
             let _mark = Mark::set();
             (0..n_tasks).for_each(task);
             return;
@@ -154,7 +169,8 @@ impl Shared {
         // SeqCst pairs with `sleepers` below: either the sleeper sees the open gate or we see the sleeper.
         self.gate.store(epoch << 32, Ordering::SeqCst);
         if self.sleepers.load(Ordering::SeqCst) > 0 {
-            workers.iter().take(n_tasks - 1).for_each(|worker| worker.thread().unpark());
+            let wanted = n_tasks.min(self.limit.load(Ordering::Relaxed)) - 1;
+            workers.iter().take(wanted).for_each(|worker| worker.thread().unpark());
         }
         self.work_through(&job);
         let mut gate = self.gate.fetch_or(CLOSED, Ordering::AcqRel);
@@ -194,10 +210,10 @@ impl Shared {
         }
     }
 
-    /// A worker's life.
-    fn work(&self) {
+    /// The life of worker `index`, the caller being 0.
+    fn work(&self, index: usize) {
         let mut seen = 0; // the last epoch worked on
-        while let Some(gate) = self.wait_open(seen) {
+        while let Some(gate) = self.wait_open(index, seen) {
             if self.gate.compare_exchange(gate, gate + 1, Ordering::Acquire, Ordering::Relaxed).is_err() {
                 continue; // it closed, or somebody else entered first
             }
@@ -215,9 +231,10 @@ impl Shared {
         }
     }
 
-    /// Waits for an open gate of an epoch other than `seen`; `None` means stop.
-    fn wait_open(&self, seen: u64) -> Option<u64> {
-        let is_new = |gate: u64| gate & CLOSED == 0 && gate >> 32 != seen;
+    /// Waits for an open gate of an epoch other than `seen`, while the worker is below the limit; `None` means stop.
+    fn wait_open(&self, index: usize, seen: u64) -> Option<u64> {
+        let may_work = || index < self.limit.load(Ordering::SeqCst);
+        let is_new = |gate: u64| gate & CLOSED == 0 && gate >> 32 != seen && may_work();
         let mut patience = Patience::new();
         loop {
             let gate = self.gate.load(Ordering::Acquire);
@@ -226,6 +243,12 @@ impl Shared {
             }
             if self.stop.load(Ordering::Relaxed) {
                 return None;
+            }
+            if !may_work() {
+                // Nobody calls this one before the limit changes, or at the end; either leaves a token that ends the park.
+                std::thread::park();
+                patience = Patience::new();
+                continue;
             }
             if patience.is_over() {
                 self.sleepers.fetch_add(1, Ordering::SeqCst);
@@ -239,26 +262,33 @@ impl Shared {
     }
 }
 
-/// Spins for a bounded time.
+/// Spins, then yields, for a bounded time.
 struct Patience {
     spins: u32,
-    until: Option<Instant>,
+    since: Option<Instant>,
+    yields: bool,
 }
 
 impl Patience {
     fn new() -> Patience {
-        Patience { spins: 0, until: None }
+        Patience { spins: 0, since: None, yields: false }
     }
 
-    /// Spins a little; true once the time is up.
+    /// Waits a little; true once the time is up.
     fn is_over(&mut self) -> bool {
-        self.spins += 1;
-        if self.spins.is_multiple_of(64) {
-            let now = Instant::now();
-            return now >= *self.until.get_or_insert(now + SPIN);
+        if self.yields {
+            std::thread::yield_now();
+        } else {
+            self.spins += 1;
+            if !self.spins.is_multiple_of(32) {
+                std::hint::spin_loop();
+                return false;
+            }
         }
-        std::hint::spin_loop();
-        false
+        let now = Instant::now();
+        let waited = now - *self.since.get_or_insert(now);
+        self.yields = waited >= SPIN;
+        waited >= YIELD
     }
 }
 
@@ -335,6 +365,72 @@ mod tests {
                     std::thread::yield_now();
                 }
             });
+        }
+    }
+
+    #[test]
+    fn a_limit_keeps_the_others_out() {
+        let mut pool = Pool::new(4);
+        for limit in [1, 3, 2, 4, 0, 9, 1] {
+            pool.limit(limit);
+            assert_eq!(pool.threads(), limit.clamp(1, 4));
+            for _ in 0..50 {
+                let seen = Mutex::new(std::collections::HashSet::new());
+                pool.run(40, &|_| {
+                    seen.lock().unwrap().insert(std::thread::current().id());
+                    std::thread::yield_now();
+                });
+                assert!(seen.into_inner().unwrap().len() <= limit.clamp(1, 4));
+                counts_each_once(&pool, 7);
+            }
+        }
+        // All of them come back: four tasks that wait for each other need four threads.
+        pool.limit(4);
+        let arrived = AtomicUsize::new(0);
+        pool.run(4, &|_| {
+            arrived.fetch_add(1, Ordering::SeqCst);
+            while arrived.load(Ordering::SeqCst) < 4 {
+                std::thread::yield_now();
+            }
+        });
+    }
+
+    /// Figures for docs/kernels.md: `cargo test --release -p slotbank-kernels dispatch_cost -- --ignored --nocapture`.
+    #[test]
+    #[ignore = "a measurement"]
+    fn dispatch_cost() {
+        let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+        let micros = |pool: &Pool, work: u32, n: usize, pause: Duration| {
+            let mut best = f64::INFINITY;
+            let mut all = Vec::new();
+            for _ in 0..9 {
+                let mut spent = Duration::ZERO;
+                for _ in 0..n {
+                    if !pause.is_zero() {
+                        std::thread::sleep(pause);
+                    }
+                    let since = Instant::now();
+                    pool.run(4 * pool.threads(), &|_| (0..work).for_each(|_| std::hint::spin_loop()));
+                    spent += since.elapsed();
+                }
+                let each = spent.as_secs_f64() * 1e6 / n as f64;
+                best = best.min(each);
+                all.push(each);
+            }
+            all.sort_by(f64::total_cmp);
+            (best, all[all.len() / 2])
+        };
+        println!("{cores} cores; microseconds per dispatch of four tasks per thread: best, median of 9");
+        for factor in [1, 2, 4] {
+            let pool = Pool::new(cores * factor);
+            for (what, work, n, pause) in [
+                ("empty tasks", 0, 20_000, Duration::ZERO),
+                ("short tasks", 200, 5_000, Duration::ZERO),
+                ("after a pause of 1 ms", 0, 100, Duration::from_millis(1)),
+            ] {
+                let (best, median) = micros(&pool, work, n, pause);
+                println!("{} threads, {what}: {best:.2}, {median:.2}", pool.threads());
+            }
         }
     }
 

@@ -46,6 +46,20 @@ impl<'a, T> SharedMut<'a, T> {
         unsafe { std::slice::from_raw_parts_mut(self.start.add(from), len) }
     }
 
+    /// The elements `from..from + len`, to read.
+    ///
+    /// # Safety
+    /// While the returned slice lives, nobody has a part to write that overlaps it, and whoever wrote there before
+    /// synchronised with this thread.
+    ///
+    /// # Panics
+    /// The part lies outside the slice.
+    pub unsafe fn read(&self, from: usize, len: usize) -> &[T] {
+        assert!(from <= self.len && len <= self.len - from, "part outside the shared slice");
+        // SAFETY: inside the borrowed slice (checked), and not written while it lives (the caller's promise).
+        unsafe { std::slice::from_raw_parts(self.start.add(from), len) }
+    }
+
     /// Writes one element.
     ///
     /// # Safety

@@ -23,6 +23,12 @@ pub(crate) struct BankArgs {
     /// Compute threads [default: the cores this process may use]
     #[arg(short, long, value_name = "N", value_parser = positive())]
     threads: Option<u32>,
+    /// Compute threads for prompts [default: as --threads]
+    #[arg(long, value_name = "N", value_parser = positive())]
+    threads_batch: Option<u32>,
+    /// Compute one routed expert at a time: slower, same results; the reference for computing them together
+    #[arg(long)]
+    no_slot8: bool,
     /// Experts per token, when fewer than the model's own number are wanted
     #[arg(long, value_name = "N", value_parser = positive())]
     moe_topk: Option<u32>,
@@ -80,6 +86,8 @@ impl BankArgs {
                 CacheChoice::Q8 => CacheType::Q8,
             },
             threads: self.threads,
+            threads_batch: self.threads_batch,
+            slot8: !self.no_slot8,
             moe_topk: self.moe_topk,
             attention: match self.attention {
                 AttentionChoice::Sparse => AttentionMode::Sparse,

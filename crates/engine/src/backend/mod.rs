@@ -8,7 +8,7 @@
 
 pub mod cpu;
 
-use experts::Bank;
+use experts::{Bank, Resident};
 
 use crate::Error;
 use crate::options::CacheType;
@@ -212,10 +212,17 @@ pub struct Routed<'a> {
     pub pairs: &'a [u32],
     /// Normed input `[tokens, n_embd]`.
     pub x: View,
-    /// Scratch `[tokens * k, n_ff]`.
-    pub hidden: View,
     /// Each pair's own output `[tokens * k, n_embd]`.
     pub out: View,
+}
+
+/// What the routed experts' own scratch is sized for: the widest layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RoutedSpec {
+    /// (token, choice) pairs of one step at most.
+    pub pairs: usize,
+    /// Expert width.
+    pub n_ff: usize,
 }
 
 /// Everything a model needs from the machine it runs on.
@@ -241,11 +248,15 @@ pub trait Backend: Send {
     fn rope_table(&mut self, spec: &RopeSpec) -> RopeId;
     /// Scratch shared by all operations.
     fn scratch(&mut self, spec: &ScratchSpec);
+    /// Scratch of the routed experts.
+    fn routed_scratch(&mut self, spec: &RoutedSpec);
     /// Bytes allocated so far, all kinds.
     fn allocated_bytes(&self) -> u64;
 
     // ---- per step -------------------------------------------------------------------------------------------------
 
+    /// A step of `rows` tokens begins.
+    fn begin(&mut self, rows: usize);
     /// `out[t] = table[tokens[t]]`.
     fn embed(&mut self, table: WeightId, tokens: &[u32], out: View);
     /// `out[t] = rms_norm(x[t]) * weight`, `width` = the weight's length.
@@ -280,8 +291,11 @@ pub trait Backend: Send {
     /// The positions selected for row `t`, ascending (diagnostics; a host wait).
     fn selected(&self, selection: SelectionId, row: usize, out: &mut Vec<u32>);
 
-    /// Runs the experts of the bank's current wave on their pairs.
-    fn routed_ffn(&mut self, bank: &Bank, call: &Routed<'_>);
+    /// Prepares the input of a routed call, once for all its waves. No other operation may come between this and the last
+    /// [`Backend::routed_ffn`] of the call.
+    fn routed_input(&mut self, call: &Routed<'_>);
+    /// Runs experts of the bank's current wave on their pairs.
+    fn routed_ffn(&mut self, bank: &Bank, wave: &[Resident], call: &Routed<'_>);
     /// `y[t] += sum over j, in router order, of weights[t * k + j] * x[t * k + j]`.
     fn combine(&mut self, x: View, weights: &[f32], k: usize, width: usize, rows: usize, y: View);
 

@@ -8,7 +8,7 @@ use experts::Bank;
 use files::Family;
 
 use crate::Error;
-use crate::backend::{Backend, Buf, Routed, View, WeightId};
+use crate::backend::{Backend, Buf, Routed, RoutedSpec, View, WeightId};
 use crate::layers::ffn::{Ffn, FfnState};
 use crate::layers::router::{RouterConfig, RouterState, route};
 use crate::load::Loader;
@@ -31,13 +31,13 @@ pub(crate) struct Moe {
     shared: Option<Ffn>,
     formats: [u32; 3],
     fused: bool,
+    slot8: bool,
 }
 
 /// Scratch of a pass, shared by all layers.
 pub(crate) struct MoeState {
     logits: Buf, // [ubatch, n_experts]
-    hidden: Buf, // [ubatch * k, moe_intermediate]
-    out: Buf,    // [ubatch * k, hidden]
+    out: Buf,    // [ubatch * k, hidden]: every pair's own row, until all waves have come
     router: RouterState,
     ids: Vec<u32>,     // [ubatch * k], token-major, router order
     weights: Vec<f32>, // [ubatch * k]
@@ -48,9 +48,9 @@ pub(crate) struct MoeState {
 impl MoeState {
     pub(crate) fn new(loader: &mut Loader<'_>, c: &MoeConfig, ubatch: usize) -> Self {
         let pairs = ubatch * c.router.top_k;
+        loader.routed_scratch(&RoutedSpec { pairs, n_ff: c.moe_intermediate_size });
         Self {
             logits: loader.buffer(ubatch * c.router.n_experts),
-            hidden: loader.buffer(pairs * c.moe_intermediate_size),
             out: loader.buffer(pairs * c.hidden_size),
             router: RouterState::new(&c.router),
             ids: vec![0; pairs],
@@ -101,6 +101,7 @@ impl Moe {
             },
             formats,
             fused,
+            slot8: loader.options.slot8,
         })
     }
 
@@ -138,10 +139,10 @@ impl Moe {
             starts: &s.starts,
             pairs: &s.pairs[..n],
             x,
-            hidden: View::rows(s.hidden, c.moe_intermediate_size),
             out: View::rows(s.out, c.hidden_size),
         };
-        run_waves(step.backend, bank, &call)?;
+        step.backend.routed_input(&call);
+        run_waves(step.backend, bank, &call, self.slot8)?;
         step.backend.combine(call.out, &s.weights[..n], k, c.hidden_size, rows, y);
         Ok(())
     }
@@ -180,8 +181,14 @@ impl Moe {
     }
 }
 
-/// Hits first, then each wave of misses as it lands. On an error the bank is left consistent.
-fn run_waves(backend: &mut dyn Backend, bank: &mut Bank, call: &Routed<'_>) -> Result<(), Error> {
+/// Hits first, then each wave of misses as it lands: all experts of a wave together, or one by one, which is the reference
+/// for the former. On an error the bank is left consistent.
+fn run_waves(
+    backend: &mut dyn Backend,
+    bank: &mut Bank,
+    call: &Routed<'_>,
+    slot8: bool,
+) -> Result<(), Error> {
     loop {
         match bank.next_wave() {
             Ok(true) => {}
@@ -191,7 +198,10 @@ fn run_waves(backend: &mut dyn Backend, bank: &mut Bank, call: &Routed<'_>) -> R
                 return Err(error.into());
             }
         }
-        backend.routed_ffn(bank, call);
+        let together = if slot8 { bank.wave().len() } else { 1 };
+        for experts in bank.wave().chunks(together.max(1)) {
+            backend.routed_ffn(bank, experts, call);
+        }
         bank.finish_wave();
     }
 }

@@ -91,7 +91,7 @@ fn load(loader: &mut Loader<'_>) -> Result<Box<dyn Model>, Error> {
     let context = planned_context(options, config.max_position_embeddings)?;
     let info = config.info(loader.checkpoint, context);
     let weights = Weights::load(loader, &config, options.attention == AttentionMode::Sparse)?;
-    let state = State::new(loader, &config, options.ubatch as usize, context as usize);
+    let state = State::new(loader, &config, options.ubatch.min(context) as usize, context as usize);
     let caches = vec![config.sequence_cache(loader, context as usize, options)];
     Ok(Box::new(GlmDsa { config, weights, state, caches, info, attention: options.attention }))
 }
@@ -380,7 +380,6 @@ impl State {
             c.mla.num_attention_heads * c.mla.v_head_dim.max(c.mla.kv_lora_rank),
             c.mla.num_attention_heads * (c.mla.qk_nope_head_dim + c.mla.qk_rope_head_dim),
             c.intermediate_size.max(shared),
-            c.moe.router.top_k * c.moe.moe_intermediate_size,
         ];
         loader.scratch(&ScratchSpec {
             rows: ubatch,

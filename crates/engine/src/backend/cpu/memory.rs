@@ -52,6 +52,13 @@ impl Buffers {
         SharedMut::new(floats_mut(&mut self.all[v.buf.0 as usize]))
     }
 
+    /// All elements from the start of each view, writable; they live in different buffers.
+    pub(super) fn several<const N: usize>(&mut self, views: [View; N]) -> [&mut [f32]; N] {
+        let all = self.all.get_disjoint_mut(views.map(|v| v.buf.0 as usize));
+        let mut all = all.expect("an operation writes each buffer once").into_iter();
+        views.map(|v| all.next().map_or(&mut [][..], |buffer| &mut floats_mut(buffer)[v.offset..]))
+    }
+
     /// Row `r` of `x` to read and of `y` to write; they live in different buffers.
     pub(super) fn pair(&mut self, x: View, y: View, r: usize, width: usize) -> (&[f32], &mut [f32]) {
         self.pair_rows((x, r), (y, r), width)

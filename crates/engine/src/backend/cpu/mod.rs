@@ -12,18 +12,20 @@ mod routed;
 
 pub use arena::HostArena;
 
-use experts::Bank;
+use experts::{Bank, Resident};
 use kernels::{AlignedBuf, Isa, Kernel, Pool, ops};
 
 use super::{
-    Backend, Buf, CacheId, Heads, Index, LatentAttention, RopeId, RopeSpec, Routed, ScratchSpec, Select,
-    SelectionId, View, WeightId, WeightSpec,
+    Backend, Buf, CacheId, Heads, Index, LatentAttention, RopeId, RopeSpec, Routed, RoutedSpec, ScratchSpec,
+    Select, SelectionId, View, WeightId, WeightSpec,
 };
 use crate::Error;
 use crate::options::CacheType;
 use memory::{Buffers, Cache, RopeState, Scratch, Selection, floats};
+use routed::RoutedScratch;
 
 pub(crate) use memory::{rope_bytes, scratch_bytes, selection_bytes};
+pub(crate) use routed::routed_bytes;
 
 /// A weight and the kernel picked for it when it was loaded.
 struct Weight {
@@ -44,21 +46,27 @@ pub struct CpuBackend {
     selections: Vec<Selection>,
     ropes: Vec<RopeState>,
     scratch: Scratch,
+    routed: RoutedScratch,
+    /// Threads that work on one token, and on several.
+    threads: [usize; 2],
 }
 
 impl CpuBackend {
-    /// Starts `threads` compute threads (the caller's counts as one).
-    pub fn new(threads: usize) -> Result<Self, Error> {
+    /// Starts compute threads (the caller's counts as one): `threads` work on a step of one token, `threads_batch` on a
+    /// longer one.
+    pub fn new(threads: usize, threads_batch: usize) -> Result<Self, Error> {
         let isa = Isa::detect().map_err(|e| Error::Option { option: "SLOTBANK_ISA", why: e.to_string() })?;
         Ok(Self {
             isa,
-            pool: Pool::new(threads),
+            pool: Pool::new(threads.max(threads_batch)),
             weights: Vec::new(),
             buffers: Buffers::default(),
             caches: Vec::new(),
             selections: Vec::new(),
             ropes: Vec::new(),
-            scratch: Scratch::new(threads, &ScratchSpec::default()),
+            scratch: Scratch::new(0, &ScratchSpec::default()),
+            routed: RoutedScratch::new(&RoutedSpec::default()),
+            threads: [threads, threads_batch],
         })
     }
 
@@ -72,7 +80,9 @@ impl CpuBackend {
 
 impl Backend for CpuBackend {
     fn describe(&self) -> String {
-        format!("cpu, {}, {} threads", self.isa.name(), self.pool.threads())
+        let [threads, batch] = self.threads;
+        let batch = if batch == threads { String::new() } else { format!(" ({batch} for prompts)") };
+        format!("cpu, {}, {threads} threads{batch}", self.isa.name())
     }
 
     fn weight(
@@ -118,6 +128,10 @@ impl Backend for CpuBackend {
         self.scratch = Scratch::new(self.pool.threads(), spec);
     }
 
+    fn routed_scratch(&mut self, spec: &RoutedSpec) {
+        self.routed = RoutedScratch::new(spec);
+    }
+
     fn allocated_bytes(&self) -> u64 {
         self.weights.iter().map(|w| w.bytes.len() as u64).sum::<u64>()
             + self.buffers.bytes()
@@ -125,6 +139,11 @@ impl Backend for CpuBackend {
             + self.selections.iter().map(Selection::bytes).sum::<u64>()
             + self.ropes.iter().map(RopeState::bytes).sum::<u64>()
             + self.scratch.bytes()
+            + self.routed.bytes()
+    }
+
+    fn begin(&mut self, rows: usize) {
+        self.pool.limit(self.threads[usize::from(rows > 1)]);
     }
 
     fn embed(&mut self, table: WeightId, tokens: &[u32], out: View) {
@@ -245,18 +264,16 @@ impl Backend for CpuBackend {
         out.extend(self.selections[selection.0 as usize].get(row).iter());
     }
 
-    fn routed_ffn(&mut self, bank: &Bank, call: &Routed<'_>) {
-        self.routed(bank, call);
+    fn routed_input(&mut self, call: &Routed<'_>) {
+        self.routed_tokens(call);
+    }
+
+    fn routed_ffn(&mut self, bank: &Bank, wave: &[Resident], call: &Routed<'_>) {
+        self.routed(bank, wave, call);
     }
 
     fn combine(&mut self, x: View, weights: &[f32], k: usize, width: usize, rows: usize, y: View) {
-        for t in 0..rows {
-            for j in 0..k {
-                let (from, to) = self.buffers.pair_rows((x, t * k + j), (y, t), width);
-                let weight = weights[t * k + j];
-                to.iter_mut().zip(from).for_each(|(to, from)| *to += weight * from);
-            }
-        }
+        self.sum_pairs(x, weights, k, width, rows, y);
     }
 
     fn read(&mut self, x: View, row: usize, len: usize) -> &[f32] {

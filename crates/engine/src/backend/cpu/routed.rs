@@ -1,139 +1,331 @@
-//! The experts of one wave: gate, up and activation in one dispatch, down in another, each pair into its own row.
+//! The experts of one wave: gate, up and activation in one dispatch, down in another, each pair into its own row; and the
+//! sum of a token's pairs.
+//!
+//! A task is a group of weight rows of one expert with all of the expert's pairs as columns, the experts with most pairs
+//! first. Whoever finishes the last group of an expert's gate and up brings its hidden rows into down's form.
+
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use experts::{Bank, Resident};
 use files::Family;
-use kernels::{Kernel, ops};
+use kernels::{Activation, AlignedBuf, Kernel, Pool, SharedMut, TILE_COLUMNS, TILE_ROWS, ops};
 
 use super::CpuBackend;
-use super::matmul::FORMS;
-use crate::backend::{Routed, View};
+use super::matmul::{FormStarts, quantize};
+use super::memory::{Buffers, floats_mut};
+use crate::backend::{Routed, RoutedSpec, View};
 
-/// Weight rows per task.
-const ROWS_PER_TASK: usize = 32;
+/// Pairs whose hidden rows are in memory at once; a wave with more is computed in several turns.
+const HIDDEN_ROWS: usize = 1024;
+/// Rows of gate and up per task at most.
+const TASK_ROWS: usize = 32;
+/// Sums from which on combining is worth a dispatch.
+const COMBINE_TOGETHER: usize = 1 << 16;
+/// Elements of a token that one task of a combination sums.
+const COMBINE_WIDTH: usize = 2048;
 
-impl CpuBackend {
-    /// Every pair is computed from its own token and expert alone, so waves and their order do not matter.
-    pub(super) fn routed(&mut self, bank: &Bank, call: &Routed<'_>) {
-        let kernel = |id: u32| kernels::format(id).expect("checked at load").kernel(self.isa);
-        let [gate, up, down] = call.formats.map(kernel);
-        self.quantize_inputs(call, gate, up);
-        self.gate_and_up(bank, call, gate, up);
-        self.quantize_hidden(bank.wave(), call, down);
-        self.down(bank, call, down);
-    }
+/// Some pairs of one expert, as many as a turn has room for.
+#[derive(Clone, Copy)]
+struct Piece {
+    resident: Resident,
+    /// First and end of its pairs in [`Routed::pairs`].
+    pairs: (u32, u32),
+    /// Hidden row of the first of them.
+    row: u32,
+}
 
-    /// Token rows in the forms that gate and up read; at most two, one after the other.
-    fn quantize_inputs(&mut self, call: &Routed<'_>, gate: Kernel, up: Kernel) {
-        let mut at = 0;
-        for form in FORMS {
-            if gate.format().activation != form && up.format().activation != form {
-                continue;
-            }
-            let row_bytes = form.row_bytes(call.n_embd);
-            for t in 0..call.n_tokens {
-                let target = &mut self.scratch.activations.as_mut_slice()[at..at + row_bytes];
-                form.quantize(self.buffers.row(call.x, t, call.n_embd), target);
-                at += row_bytes;
-            }
-        }
-    }
-
-    fn gate_and_up(&mut self, bank: &Bank, call: &Routed<'_>, gate: Kernel, up: Kernel) {
-        let wave = bank.wave();
-        let chunks = call.n_ff.div_ceil(ROWS_PER_TASK);
-        let hidden = self.buffers.shared(call.hidden);
-        let x = self.scratch.activations.as_slice();
-        let (gate_x, up_x) = (&x[input_start(call, gate, up, gate)..], &x[input_start(call, gate, up, up)..]);
-        self.pool.run(wave.len() * chunks, &|task| {
-            let resident = &wave[task / chunks];
-            let (gate_w, up_w) = gate_up_weights(bank, resident, call, gate);
-            let first = task % chunks * ROWS_PER_TASK;
-            for row in first..(first + ROWS_PER_TASK).min(call.n_ff) {
-                let (g, u) =
-                    (weight_row(gate, gate_w, row, call.n_embd), weight_row(up, up_w, row, call.n_embd));
-                for &pair in call.pairs_of(resident.expert) {
-                    let t = pair as usize / call.k;
-                    let g = gate.dot(g, activation_row(gate, gate_x, t, call.n_embd), call.n_embd);
-                    let u = up.dot(u, activation_row(up, up_x, t, call.n_embd), call.n_embd);
-                    // SAFETY: (pair, row) belongs to one task: a pair to one expert, a row to one chunk.
-                    unsafe { hidden.write(at(call.hidden, pair, row), g / (1.0 + ops::exp(-g)) * u) };
-                }
-            }
-        });
-    }
-
-    /// The wave's hidden rows in down's form, at the place of their pair.
-    fn quantize_hidden(&mut self, wave: &[Resident], call: &Routed<'_>, down: Kernel) {
-        let form = down.format().activation;
-        let row_bytes = form.row_bytes(call.n_ff);
-        for resident in wave {
-            for &pair in call.pairs_of(resident.expert) {
-                let target =
-                    &mut self.scratch.activations.as_mut_slice()[pair as usize * row_bytes..][..row_bytes];
-                form.quantize(self.buffers.row(call.hidden, pair as usize, call.n_ff), target);
-            }
-        }
-    }
-
-    fn down(&mut self, bank: &Bank, call: &Routed<'_>, down: Kernel) {
-        let wave = bank.wave();
-        let chunks = call.n_embd.div_ceil(ROWS_PER_TASK);
-        let out = self.buffers.shared(call.out);
-        let x = self.scratch.activations.as_slice();
-        self.pool.run(wave.len() * chunks, &|task| {
-            let resident = &wave[task / chunks];
-            let weights = bank.weights(resident.slot, Family::Down);
-            let first = task % chunks * ROWS_PER_TASK;
-            for row in first..(first + ROWS_PER_TASK).min(call.n_embd) {
-                let w = weight_row(down, weights, row, call.n_ff);
-                for &pair in call.pairs_of(resident.expert) {
-                    let y = down.dot(w, activation_row(down, x, pair as usize, call.n_ff), call.n_ff);
-                    // SAFETY: (pair, row) belongs to one task: a pair to one expert, a row to one chunk.
-                    unsafe { out.write(at(call.out, pair, row), y) };
-                }
-            }
-        });
+impl Piece {
+    fn len(&self) -> usize {
+        (self.pairs.1 - self.pairs.0) as usize
     }
 }
 
-/// Where [`CpuBackend::quantize_inputs`] put the token rows in `kernel`'s form.
-fn input_start(call: &Routed<'_>, gate: Kernel, up: Kernel, kernel: Kernel) -> usize {
-    let used = |form: &kernels::Activation| [gate, up].iter().any(|k| k.format().activation == *form);
-    let before = FORMS.into_iter().take_while(|form| *form != kernel.format().activation);
-    before.filter(used).map(|form| form.row_bytes(call.n_embd) * call.n_tokens).sum()
+/// What the experts of a turn leave for each other.
+pub(super) struct RoutedScratch {
+    /// `[rows, n_ff]`.
+    hidden: AlignedBuf,
+    /// The same in down's form.
+    quantized: AlignedBuf,
+    rows: usize,
+    pieces: Vec<Piece>,
+    /// Tasks of each piece's gate and up that are not finished.
+    unfinished: Vec<AtomicU32>,
+}
+
+/// Hidden rows, and bytes of each in the widest quantised form.
+fn lens(spec: &RoutedSpec) -> (usize, usize) {
+    (spec.pairs.min(HIDDEN_ROWS), Activation::Q8_0.row_bytes(spec.n_ff.next_multiple_of(256)))
+}
+
+/// Bytes of [`RoutedScratch::new`].
+pub(crate) fn routed_bytes(spec: &RoutedSpec) -> u64 {
+    let (rows, quantized) = lens(spec);
+    (rows * (4 * spec.n_ff + quantized + size_of::<Piece>() + size_of::<AtomicU32>())) as u64
+}
+
+impl RoutedScratch {
+    pub(super) fn new(spec: &RoutedSpec) -> Self {
+        let (rows, quantized) = lens(spec);
+        Self {
+            hidden: AlignedBuf::zeroed(rows * 4 * spec.n_ff),
+            quantized: AlignedBuf::zeroed(rows * quantized),
+            rows,
+            pieces: Vec::with_capacity(rows),
+            unfinished: (0..rows).map(|_| AtomicU32::new(0)).collect(),
+        }
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        let lists = self.rows * (size_of::<Piece>() + size_of::<AtomicU32>());
+        (self.hidden.len() + self.quantized.len() + lists) as u64
+    }
+}
+
+/// Everything the tasks of a turn read.
+struct Turn<'a> {
+    bank: &'a Bank,
+    call: &'a Routed<'a>,
+    kernels: [Kernel; 3],
+    pieces: &'a [Piece],
+    /// Token rows in gate's form and in up's.
+    tokens: [&'a [u8]; 2],
+}
+
+impl CpuBackend {
+    /// Token rows in the forms that gate and up read. They stay in the common scratch until the call's last wave; no other
+    /// operation runs between.
+    pub(super) fn routed_tokens(&mut self, call: &Routed<'_>) {
+        for (form, at) in token_starts(call).forms() {
+            let target = &mut self.scratch.activations.as_mut_slice()[at..];
+            let target = &mut target[..call.n_tokens * form.row_bytes(call.n_embd)];
+            quantize(&self.pool, form, call.n_embd, &|t| self.buffers.row(call.x, t, call.n_embd), target);
+        }
+    }
+
+    /// Every pair is computed from its own token and expert alone, so neither waves nor turns nor their order matter.
+    pub(super) fn routed(&mut self, bank: &Bank, wave: &[Resident], call: &Routed<'_>) {
+        let kernels = call.formats.map(|id| kernels::format(id).expect("checked at load").kernel(self.isa));
+        let Self { pool, buffers, scratch, routed, .. } = self;
+        let (starts, tokens) = (token_starts(call), scratch.activations.as_slice());
+        let tokens = [0, 1].map(|i: usize| &tokens[starts.at(kernels[i].format().activation)..]);
+        let RoutedScratch { hidden, quantized, rows, pieces, unfinished } = routed;
+        let (mut member, mut done) = (0, 0);
+        while member < wave.len() {
+            pieces.clear();
+            let mut row = 0;
+            while member < wave.len() && row < *rows {
+                let resident = wave[member];
+                let (first, end) = call.pairs_of(resident.expert);
+                let first = first + done;
+                let n = (end - first).min((*rows - row) as u32);
+                pieces.push(Piece { resident, pairs: (first, first + n), row: row as u32 });
+                row += n as usize;
+                (member, done) = if first + n == end { (member + 1, 0) } else { (member, done + n) };
+            }
+            // The longest first, so that no long one is left when the others are done.
+            pieces.sort_unstable_by_key(|piece| (std::cmp::Reverse(piece.len()), piece.row));
+            let turn = Turn { bank, call, kernels, pieces, tokens };
+            turn.gate_and_up(pool, hidden, quantized, unfinished);
+            turn.down(pool, hidden, quantized, buffers);
+        }
+    }
+
+    /// See [`crate::backend::Backend::combine`]. Each element has its own sum, in router order.
+    pub(super) fn sum_pairs(
+        &mut self,
+        x: View,
+        weights: &[f32],
+        k: usize,
+        width: usize,
+        rows: usize,
+        y: View,
+    ) {
+        let (from, to) = self.buffers.two(x, y);
+        let to = SharedMut::new(to);
+        let parts = width.div_ceil(COMBINE_WIDTH);
+        let task = |task: usize| {
+            let (t, first) = (task / parts, task % parts * COMBINE_WIDTH);
+            let n = COMBINE_WIDTH.min(width - first);
+            // SAFETY: a part of a token's row belongs to one task.
+            let sum = unsafe { to.part(y.offset + t * y.stride + first, n) };
+            for j in 0..k {
+                let pair = t * k + j;
+                ops::axpy(weights[pair], &from[x.offset + pair * x.stride + first..][..n], sum);
+            }
+        };
+        if rows * k * width < COMBINE_TOGETHER {
+            (0..rows * parts).for_each(task);
+        } else {
+            self.pool.run(rows * parts, &task);
+        }
+    }
+}
+
+impl Turn<'_> {
+    /// The number of row groups per piece, and rows of a group, of matrices of `n_out` rows.
+    fn groups(&self, pool: &Pool, n_out: usize, n_in: usize, kernel: Kernel) -> (usize, usize) {
+        let pairs: usize = self.pieces.iter().map(Piece::len).sum();
+        let rows = if self.pieces.first().is_some_and(|piece| kernel.prefers_tiles(piece.len())) {
+            TILE_ROWS
+        } else {
+            let columns = pairs.div_ceil(self.pieces.len().max(1));
+            kernels::rows_per_task(pool.threads(), self.pieces.len() * n_out, n_in * columns)
+        };
+        let rows = rows.min(TASK_ROWS);
+        (n_out.div_ceil(rows), rows)
+    }
+
+    /// `hidden = silu(gate x) * up x` for every pair of the turn, and the same in down's form.
+    fn gate_and_up(
+        &self,
+        pool: &Pool,
+        hidden: &mut AlignedBuf,
+        quantized: &mut AlignedBuf,
+        unfinished: &[AtomicU32],
+    ) {
+        let (n_ff, [gate, ..]) = (self.call.n_ff, self.kernels);
+        let (groups, rows) = self.groups(pool, n_ff, 2 * self.call.n_embd, gate);
+        unfinished[..self.pieces.len()].iter().for_each(|n| n.store(groups as u32, Ordering::Relaxed));
+        let hidden = SharedMut::new(floats_mut(hidden));
+        let quantized = SharedMut::new(quantized.as_mut_slice());
+        pool.run(self.pieces.len() * groups, &|task| {
+            let (index, first) = (task / groups, task % groups * rows);
+            let piece = &self.pieces[index];
+            let count = rows.min(n_ff - first);
+            if piece.len() == 1 {
+                self.gate_up_one(piece, first, count, &hidden);
+            } else {
+                self.gate_up_many(piece, first, count, &hidden);
+            }
+            // Acquire and release: the last one sees what all others wrote.
+            if unfinished[index].fetch_sub(1, Ordering::AcqRel) == 1 {
+                self.finish_hidden(piece, &hidden, &quantized);
+            }
+        });
+    }
+
+    /// Rows `first..first + count` of gate and up for the only pair of a piece.
+    fn gate_up_one(&self, piece: &Piece, first: usize, count: usize, hidden: &SharedMut<'_, f32>) {
+        let (call, [gate, up, _]) = (self.call, self.kernels);
+        let (gate_rows, up_rows) = self.gate_up_weights(piece, first, count);
+        let token = call.pairs[piece.pairs.0 as usize] as usize / call.k;
+        let (mut g, mut u) = ([0.0; TASK_ROWS], [0.0; TASK_ROWS]);
+        gate.rows(gate_rows, self.token(0, token), call.n_embd, &mut g[..count]);
+        up.rows(up_rows, self.token(1, token), call.n_embd, &mut u[..count]);
+        // SAFETY: (hidden row, row group) belongs to one task.
+        let out = unsafe { hidden.part(piece.row as usize * call.n_ff + first, count) };
+        ops::silu_mul(&g[..count], &u[..count], out);
+    }
+
+    /// The same for several pairs.
+    fn gate_up_many(&self, piece: &Piece, first: usize, count: usize, hidden: &SharedMut<'_, f32>) {
+        let (call, [gate, up, _]) = (self.call, self.kernels);
+        let (gate_rows, up_rows) = self.gate_up_weights(piece, first, count);
+        let pairs = &call.pairs[piece.pairs.0 as usize..piece.pairs.1 as usize];
+        let mut columns: [&[u8]; TILE_COLUMNS] = [&[]; TILE_COLUMNS];
+        let mut g = [[0.0; TILE_ROWS]; TILE_COLUMNS];
+        let mut u = [[0.0; TILE_ROWS]; TILE_COLUMNS];
+        for (block, pairs) in pairs.chunks(TILE_COLUMNS).enumerate() {
+            for (i, kernel, weights, y) in [(0, gate, gate_rows, &mut g), (1, up, up_rows, &mut u)] {
+                for (column, &pair) in columns.iter_mut().zip(pairs) {
+                    *column = self.token(i, pair as usize / call.k);
+                }
+                kernel.tile(weights, count, &columns[..pairs.len()], call.n_embd, &mut y[..pairs.len()]);
+            }
+            for (c, (g, u)) in g.iter().zip(&u).take(pairs.len()).enumerate() {
+                let row = piece.row as usize + block * TILE_COLUMNS + c;
+                // SAFETY: as for one pair.
+                let out = unsafe { hidden.part(row * call.n_ff + first, count) };
+                ops::silu_mul(&g[..count], &u[..count], out);
+            }
+        }
+    }
+
+    /// The hidden rows of a finished piece in down's form.
+    fn finish_hidden(&self, piece: &Piece, hidden: &SharedMut<'_, f32>, quantized: &SharedMut<'_, u8>) {
+        let (n_ff, form) = (self.call.n_ff, self.kernels[2].format().activation);
+        if form == Activation::F32 {
+            return; // read as they are
+        }
+        let (row_bytes, first, n) = (form.row_bytes(n_ff), piece.row as usize, piece.len());
+        // SAFETY: every task of this piece has finished, and nobody else has its rows.
+        let (x, out) = unsafe {
+            (hidden.read(first * n_ff, n * n_ff), quantized.part(first * row_bytes, n * row_bytes))
+        };
+        form.quantize_rows(x, n_ff, out);
+    }
+
+    /// Each pair's own output row.
+    fn down(&self, pool: &Pool, hidden: &AlignedBuf, quantized: &AlignedBuf, buffers: &mut Buffers) {
+        let (call, [.., down]) = (self.call, self.kernels);
+        let x = if down.format().activation == Activation::F32 { hidden } else { quantized }.as_slice();
+        let x_bytes = down.x_bytes(call.n_ff);
+        let (groups, rows) = self.groups(pool, call.n_embd, call.n_ff, down);
+        let out = buffers.shared(call.out);
+        pool.run(self.pieces.len() * groups, &|task| {
+            let (piece, first) = (&self.pieces[task / groups], task % groups * rows);
+            let count = rows.min(call.n_embd - first);
+            let weights = self.bank.weights(piece.resident.slot, Family::Down);
+            let weights = weight_rows(down, weights, first, count, call.n_ff);
+            let pairs = &call.pairs[piece.pairs.0 as usize..piece.pairs.1 as usize];
+            let x = &x[piece.row as usize * x_bytes..][..pairs.len() * x_bytes];
+            if let [pair] = pairs {
+                // SAFETY: (pair, row group) belongs to one task.
+                let y = unsafe { out.part(call.out_at(*pair) + first, count) };
+                return down.rows(weights, x, call.n_ff, y);
+            }
+            let mut columns: [&[u8]; TILE_COLUMNS] = [&[]; TILE_COLUMNS];
+            let mut tile = [[0.0; TILE_ROWS]; TILE_COLUMNS];
+            for (pairs, x) in pairs.chunks(TILE_COLUMNS).zip(x.chunks(TILE_COLUMNS * x_bytes)) {
+                columns.iter_mut().zip(x.chunks_exact(x_bytes)).for_each(|(column, x)| *column = x);
+                down.tile(weights, count, &columns[..pairs.len()], call.n_ff, &mut tile[..pairs.len()]);
+                for (&pair, values) in pairs.iter().zip(&tile) {
+                    // SAFETY: as above.
+                    let y = unsafe { out.part(call.out_at(pair) + first, count) };
+                    y.copy_from_slice(&values[..count]);
+                }
+            }
+        });
+    }
+
+    /// A token's row in the form of gate (0) or up (1).
+    fn token(&self, i: usize, token: usize) -> &[u8] {
+        let bytes = self.kernels[i].x_bytes(self.call.n_embd);
+        &self.tokens[i][token * bytes..][..bytes]
+    }
+
+    /// Rows of gate and of up; where the two are one tensor, gate is its first half.
+    fn gate_up_weights(&self, piece: &Piece, first: usize, count: usize) -> (&[u8], &[u8]) {
+        let (call, slot, [gate, up, _]) = (self.call, piece.resident.slot, self.kernels);
+        let (gate_w, up_w) = if call.fused {
+            self.bank.weights(slot, Family::GateUp).split_at(call.n_ff * gate.row_bytes(call.n_embd))
+        } else {
+            (self.bank.weights(slot, Family::Gate), self.bank.weights(slot, Family::Up))
+        };
+        let rows = |kernel, weights| weight_rows(kernel, weights, first, count, call.n_embd);
+        (rows(gate, gate_w), rows(up, up_w))
+    }
 }
 
 impl Routed<'_> {
-    fn pairs_of(&self, expert: u32) -> &[u32] {
+    /// First and end of an expert's pairs in `pairs`.
+    fn pairs_of(&self, expert: u32) -> (u32, u32) {
         let e = expert as usize;
-        &self.pairs[self.starts[e] as usize..self.starts[e + 1] as usize]
+        (self.starts[e], self.starts[e + 1])
+    }
+
+    /// First element of a pair's output row.
+    fn out_at(&self, pair: u32) -> usize {
+        self.out.offset + pair as usize * self.out.stride
     }
 }
 
-/// Element `row` of a pair's place in `view`.
-fn at(view: View, pair: u32, row: usize) -> usize {
-    view.offset + pair as usize * view.stride + row
-}
-
-fn weight_row(kernel: Kernel, weights: &[u8], row: usize, n_in: usize) -> &[u8] {
+fn weight_rows(kernel: Kernel, weights: &[u8], first: usize, count: usize, n_in: usize) -> &[u8] {
     let bytes = kernel.row_bytes(n_in);
-    &weights[row * bytes..][..bytes]
+    &weights[first * bytes..][..count * bytes]
 }
 
-fn activation_row(kernel: Kernel, rows: &[u8], row: usize, n_in: usize) -> &[u8] {
-    let bytes = kernel.format().activation.row_bytes(n_in);
-    &rows[row * bytes..][..bytes]
-}
-
-/// Gate and up of one expert; where they are one tensor, gate is its first half.
-fn gate_up_weights<'a>(
-    bank: &'a Bank,
-    resident: &Resident,
-    call: &Routed<'_>,
-    gate: Kernel,
-) -> (&'a [u8], &'a [u8]) {
-    if call.fused {
-        return bank.weights(resident.slot, Family::GateUp).split_at(call.n_ff * gate.row_bytes(call.n_embd));
-    }
-    (bank.weights(resident.slot, Family::Gate), bank.weights(resident.slot, Family::Up))
+fn token_starts(call: &Routed<'_>) -> FormStarts {
+    let form = |id: &u32| kernels::format(*id).expect("checked at load").activation;
+    FormStarts::new(call.formats[..2].iter().map(form), call.n_tokens, call.n_embd)
 }
