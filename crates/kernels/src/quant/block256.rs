@@ -126,6 +126,13 @@ pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
+/// Little-endian `u64` at a byte offset.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
+}
+
 /// Negates the bytes of `values` (each below 128) where `minus` is −1.
 #[inline(always)]
 pub(super) fn apply_signs(values: u64, minus: u64) -> u64 {

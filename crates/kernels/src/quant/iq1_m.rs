@@ -14,7 +14,7 @@ use std::arch::x86_64::*;
 use super::block256::{self, Block256, u16_at};
 use super::grids;
 #[cfg(target_arch = "x86_64")]
-use super::x86;
+use super::x86::{self, avx512 as wide};
 use crate::ops::widen;
 use crate::{Activation, Format};
 
@@ -30,7 +30,7 @@ pub(super) static FORMAT: Format = Format {
     quantize: None,
     scalar: block256::scalar::<Iq1M, BYTES>(),
     avx2: on_x86!(x86::block256::avx2::<Iq1M, BYTES>()),
-    avx512: None,
+    avx512: on_x86!(x86::block256::avx512::<Iq1M, BYTES>()),
     neon: on_neon!(super::neon::block256::neon::<Iq1M, BYTES>()),
 };
 
@@ -82,6 +82,8 @@ impl x86::block256::X86Block256<BYTES> for Iq1M {
     const UNIT_FACTOR: f32 = 0.125;
     const TILE_OFFSET: i32 = 9;
     const TILE_CHAIN: usize = 4;
+    const WIDE_OFFSET: i32 = 9;
+    const SHARED: usize = 16;
 
     #[inline(always)]
     fn halves(block: &[u8; BYTES]) -> u32 {
@@ -105,5 +107,20 @@ impl x86::block256::X86Block256<BYTES> for Iq1M {
         let set = _mm256_cmpeq_epi16(_mm256_and_si256(_mm256_set1_epi16(high as i16), bits), bits);
         let shift = _mm256_or_si256(set, _mm256_set1_epi8(1));
         x86::signed_pairs(_mm256_add_epi8(g, shift), x)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl")]
+    unsafe fn wide(block: &[u8; BYTES], s: usize) -> (__m512i, u64) {
+        let high = block256::u32_at(block, 32 + 4 * s) as usize;
+        let g =
+            wide::eight_eights(|l| grids::IQ1[usize::from(block[8 * s + l]) | (high >> (4 * l) & 7) << 8]);
+        // Eight l looks at bit 3 of nibble l: a shift of −1 where it is set, else 1, with the offset.
+        let minus = _mm512_test_epi64_mask(
+            _mm512_set1_epi64(high as i64),
+            _mm512_setr_epi64(1 << 3, 1 << 7, 1 << 11, 1 << 15, 1 << 19, 1 << 23, 1 << 27, 1 << 31),
+        );
+        let shift = _mm512_mask_blend_epi64(minus, _mm512_set1_epi8(10), _mm512_set1_epi8(8));
+        (_mm512_add_epi8(g, shift), 0)
     }
 }

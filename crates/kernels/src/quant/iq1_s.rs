@@ -14,7 +14,7 @@ use super::block32::half_at;
 use super::block256::{self, Block256, u16_at};
 use super::grids;
 #[cfg(target_arch = "x86_64")]
-use super::x86;
+use super::x86::{self, avx512 as wide};
 use crate::{Activation, Format};
 
 pub(super) const BYTES: usize = 50;
@@ -29,7 +29,7 @@ pub(super) static FORMAT: Format = Format {
     quantize: None,
     scalar: block256::scalar::<Iq1S, BYTES>(),
     avx2: on_x86!(x86::block256::avx2::<Iq1S, BYTES>()),
-    avx512: None,
+    avx512: on_x86!(x86::block256::avx512::<Iq1S, BYTES>()),
     neon: on_neon!(super::neon::block256::neon::<Iq1S, BYTES>()),
 };
 
@@ -70,6 +70,8 @@ impl x86::block256::X86Block256<BYTES> for Iq1S {
     const UNIT_FACTOR: f32 = 0.125;
     const TILE_OFFSET: i32 = 9;
     const TILE_CHAIN: usize = 4;
+    const WIDE_OFFSET: i32 = 9;
+    const SHARED: usize = 32;
 
     #[inline]
     #[target_feature(enable = "avx2")]
@@ -80,5 +82,22 @@ impl x86::block256::X86Block256<BYTES> for Iq1S {
         });
         let shift = _mm256_set1_epi8(if high >> 15 == 1 { -1 } else { 1 });
         x86::signed_pairs(_mm256_add_epi8(g, shift), x)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl")]
+    unsafe fn wide(block: &[u8; BYTES], s: usize) -> (__m512i, u64) {
+        let high = block256::u32_at(block, 34 + 4 * s) as usize;
+        let g = wide::eight_eights(|l| {
+            let top = high >> (16 * (l / 4) + 3 * (l % 4)) & 7;
+            grids::IQ1[usize::from(block[2 + 8 * s + l]) | top << 8]
+        });
+        // A shift of −1 or 1, with the offset.
+        let minus = _mm512_test_epi64_mask(
+            _mm512_set1_epi64(high as i64),
+            _mm512_setr_epi64(1 << 15, 1 << 15, 1 << 15, 1 << 15, 1 << 31, 1 << 31, 1 << 31, 1 << 31),
+        );
+        let shift = _mm512_mask_blend_epi64(minus, _mm512_set1_epi8(10), _mm512_set1_epi8(8));
+        (_mm512_add_epi8(g, shift), 0)
     }
 }

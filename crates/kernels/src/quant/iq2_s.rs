@@ -13,7 +13,7 @@ use super::block32::half_at;
 use super::block256::{self, Block256, apply_signs, put8};
 use super::grids;
 #[cfg(target_arch = "x86_64")]
-use super::x86;
+use super::x86::{self, avx512 as wide};
 use crate::{Activation, Format};
 
 pub(super) const BYTES: usize = 82;
@@ -28,7 +28,7 @@ pub(super) static FORMAT: Format = Format {
     quantize: None,
     scalar: block256::scalar::<Iq2S, BYTES>(),
     avx2: on_x86!(x86::block256::avx2::<Iq2S, BYTES>()),
-    avx512: None,
+    avx512: on_x86!(x86::block256::avx512::<Iq2S, BYTES>()),
     neon: on_neon!(super::neon::block256::neon::<Iq2S, BYTES>()),
 };
 
@@ -62,6 +62,7 @@ impl x86::block256::X86Block256<BYTES> for Iq2S {
     const UNIT_FACTOR: f32 = 0.125;
     const TILE_OFFSET: i32 = 43;
     const TILE_CHAIN: usize = 1;
+    const SHARED: usize = 16;
 
     #[inline]
     #[target_feature(enable = "avx2")]
@@ -72,5 +73,15 @@ impl x86::block256::X86Block256<BYTES> for Iq2S {
         });
         let minus = x86::four_eights(|l| grids::SIGNS[usize::from(block[34 + 4 * s + l])]);
         x86::masked_pairs(g, minus, x)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl")]
+    unsafe fn wide(block: &[u8; BYTES], s: usize) -> (__m512i, u64) {
+        let high = usize::from(block256::u16_at(block, 66 + 2 * s));
+        let g = wide::eight_eights(|l| {
+            grids::IQ2_S[usize::from(block[2 + 8 * s + l]) | (high >> (2 * l) & 3) << 8]
+        });
+        (g, block256::u64_at(block, 34 + 8 * s))
     }
 }

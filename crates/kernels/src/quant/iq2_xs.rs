@@ -14,7 +14,7 @@ use super::block32::half_at;
 use super::block256::{self, Block256, apply_signs, put8, u16_at};
 use super::grids;
 #[cfg(target_arch = "x86_64")]
-use super::x86;
+use super::x86::{self, avx512 as wide};
 use crate::{Activation, Format};
 
 pub(super) const BYTES: usize = 74;
@@ -29,7 +29,7 @@ pub(super) static FORMAT: Format = Format {
     quantize: None,
     scalar: block256::scalar::<Iq2Xs, BYTES>(),
     avx2: on_x86!(x86::block256::avx2::<Iq2Xs, BYTES>()),
-    avx512: None,
+    avx512: on_x86!(x86::block256::avx512::<Iq2Xs, BYTES>()),
     neon: on_neon!(super::neon::block256::neon::<Iq2Xs, BYTES>()),
 };
 
@@ -63,6 +63,7 @@ impl x86::block256::X86Block256<BYTES> for Iq2Xs {
     const UNIT_FACTOR: f32 = 0.125;
     const TILE_OFFSET: i32 = 43;
     const TILE_CHAIN: usize = 1;
+    const SHARED: usize = 16;
 
     #[inline]
     #[target_feature(enable = "avx2")]
@@ -71,5 +72,15 @@ impl x86::block256::X86Block256<BYTES> for Iq2Xs {
         let g = x86::four_eights(|l| grids::IQ2_XS[word(l) & 511]);
         let minus = x86::four_eights(|l| grids::EVEN_SIGNS[word(l) >> 9]);
         x86::masked_pairs(g, minus, x)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl")]
+    unsafe fn wide(block: &[u8; BYTES], s: usize) -> (__m512i, u64) {
+        let at = 2 + 16 * s;
+        let g = wide::eight_eights(|l| grids::IQ2_XS[usize::from(u16_at(block, at + 2 * l)) & 511]);
+        let sevens = _mm_srli_epi16::<9>(x86::load16(block, at));
+        let minus = wide::even(_mm_cvtsi128_si64(_mm_packus_epi16(sevens, sevens)) as u64);
+        (g, minus)
     }
 }

@@ -14,7 +14,7 @@ use super::block32::half_at;
 use super::block256::{self, Block256, apply_signs, put8, u32_at};
 use super::grids;
 #[cfg(target_arch = "x86_64")]
-use super::x86;
+use super::x86::{self, avx512 as wide};
 use crate::{Activation, Format};
 
 pub(super) const BYTES: usize = 66;
@@ -29,7 +29,7 @@ pub(super) static FORMAT: Format = Format {
     quantize: None,
     scalar: block256::scalar::<Iq2Xxs, BYTES>(),
     avx2: on_x86!(x86::block256::avx2::<Iq2Xxs, BYTES>()),
-    avx512: None,
+    avx512: on_x86!(x86::block256::avx512::<Iq2Xxs, BYTES>()),
     neon: on_neon!(super::neon::block256::neon::<Iq2Xxs, BYTES>()),
 };
 
@@ -66,6 +66,7 @@ impl x86::block256::X86Block256<BYTES> for Iq2Xxs {
     const UNIT_FACTOR: f32 = 0.125;
     const TILE_OFFSET: i32 = 43;
     const TILE_CHAIN: usize = 1;
+    const SHARED: usize = 32;
 
     #[inline]
     #[target_feature(enable = "avx2")]
@@ -74,5 +75,14 @@ impl x86::block256::X86Block256<BYTES> for Iq2Xxs {
         let g = x86::four_eights(|l| grids::IQ2_XXS[usize::from(block[2 + 8 * s + l])]);
         let minus = x86::four_eights(|l| grids::EVEN_SIGNS[(w >> (7 * l)) as usize & 127]);
         x86::masked_pairs(g, minus, x)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl")]
+    unsafe fn wide(block: &[u8; BYTES], s: usize) -> (__m512i, u64) {
+        let at = 2 + 16 * s;
+        let g = wide::eight_eights(|l| grids::IQ2_XXS[usize::from(block[at + 8 * (l / 4) + l % 4])]);
+        let minus = wide::even(wide::eight_sevens(u32_at(block, at + 4), u32_at(block, at + 12)));
+        (g, minus)
     }
 }

@@ -13,7 +13,7 @@ use std::arch::x86_64::*;
 use super::block32::half_at;
 use super::block256::{self, Block256, apply_signs, put8};
 #[cfg(target_arch = "x86_64")]
-use super::block256::{u16_at, u32_at};
+use super::block256::{u16_at, u32_at, u64_at};
 use super::grids;
 #[cfg(target_arch = "x86_64")]
 use super::x86::{
@@ -34,7 +34,7 @@ pub(super) static FORMAT: Format = Format {
     quantize: None,
     scalar: block256::scalar::<Iq3S, BYTES>(),
     avx2: on_x86!(x86::block256::avx2::<Iq3S, BYTES>()),
-    avx512: None,
+    avx512: on_x86!(x86::block256::avx512::<Iq3S, BYTES>()),
     neon: on_neon!(super::neon::block256::neon::<Iq3S, BYTES>()),
 };
 
@@ -99,6 +99,7 @@ fn unsigned(indices: &[u16; 64], s: usize) -> __m256i {
 impl x86::block256::X86Block256<BYTES> for Iq3S {
     const TILE_OFFSET: i32 = 15;
     const TILE_CHAIN: usize = 4;
+    const SHARED: usize = 32;
 
     #[inline]
     #[target_feature(enable = "avx2")]
@@ -132,5 +133,15 @@ impl x86::block256::X86Block256<BYTES> for Iq3S {
         for (s, q) in q.as_chunks_mut::<32>().0.iter_mut().enumerate() {
             x86::store32(x86::negated_where(spread_signs(signs[s / 4], s % 4), unsigned(&indices, s)), q);
         }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl")]
+    unsafe fn wide(block: &[u8; BYTES], s: usize) -> (__m512i, u64) {
+        let high = usize::from(u16_at(block, 66 + 2 * s));
+        let index = |k: usize| usize::from(block[2 + 16 * s + k]) | (high >> k & 1) << 8;
+        // SAFETY: an index has nine bits, for 512 rows.
+        let g = unsafe { [FOURS.eight(index), FOURS.eight(|k| index(8 + k))] };
+        (x86::avx512::joined(g), u64_at(block, 74 + 8 * s))
     }
 }

@@ -14,7 +14,7 @@ use super::block256::{self, Block256, apply_signs, put8, u32_at};
 use super::grids;
 #[cfg(target_arch = "x86_64")]
 use super::x86::{
-    self,
+    self, avx512 as wide,
     fours::{even_signs, spread_signs},
 };
 use crate::{Activation, Format};
@@ -31,7 +31,7 @@ pub(super) static FORMAT: Format = Format {
     quantize: None,
     scalar: block256::scalar::<Iq3Xxs, BYTES>(),
     avx2: on_x86!(x86::block256::avx2::<Iq3Xxs, BYTES>()),
-    avx512: None,
+    avx512: on_x86!(x86::block256::avx512::<Iq3Xxs, BYTES>()),
     neon: on_neon!(super::neon::block256::neon::<Iq3Xxs, BYTES>()),
 };
 
@@ -83,6 +83,7 @@ impl x86::block256::X86Block256<BYTES> for Iq3Xxs {
     const UNIT_FACTOR: f32 = 0.25;
     const TILE_OFFSET: i32 = 62;
     const TILE_CHAIN: usize = 1;
+    const SHARED: usize = 32;
 
     #[inline]
     #[target_feature(enable = "avx2")]
@@ -112,5 +113,16 @@ impl x86::block256::X86Block256<BYTES> for Iq3Xxs {
         for (s, q) in q.as_chunks_mut::<32>().0.iter_mut().enumerate() {
             x86::store32(x86::negated_where(spread_signs(signs[s / 4], s % 4), unsigned(block, s)), q);
         }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl")]
+    unsafe fn wide(block: &[u8; BYTES], s: usize) -> (__m512i, u64) {
+        let index = |k: usize| usize::from(block[2 + 16 * s + k]);
+        // SAFETY: an index is a byte, for 256 rows.
+        let g = unsafe { [FOURS.eight(index), FOURS.eight(|k| index(8 + k))] };
+        let at = 66 + 8 * s;
+        let minus = wide::even(wide::eight_sevens(u32_at(block, at), u32_at(block, at + 4)));
+        (wide::joined(g), minus)
     }
 }

@@ -16,7 +16,7 @@ use super::block256::u32_at;
 use super::block256::{self, Block256, u16_at};
 use super::grids;
 #[cfg(target_arch = "x86_64")]
-use super::x86;
+use super::x86::{self, avx512 as wide};
 use crate::{Activation, Format};
 
 pub(super) const BYTES: usize = 136;
@@ -31,7 +31,7 @@ pub(super) static FORMAT: Format = Format {
     quantize: None,
     scalar: block256::scalar::<Iq4Xs, BYTES>(),
     avx2: on_x86!(x86::block256::avx2::<Iq4Xs, BYTES>()),
-    avx512: None,
+    avx512: on_x86!(x86::block256::avx512::<Iq4Xs, BYTES>()),
     neon: on_neon!(super::neon::block256::neon::<Iq4Xs, BYTES>()),
 };
 
@@ -68,6 +68,7 @@ impl Block256<BYTES> for Iq4Xs {
 #[cfg(target_arch = "x86_64")]
 impl x86::block256::X86Block256<BYTES> for Iq4Xs {
     const TILE_CHAIN: usize = 0;
+    const SHARED: usize = 32;
 
     #[inline]
     #[target_feature(enable = "avx2")]
@@ -96,5 +97,12 @@ impl x86::block256::X86Block256<BYTES> for Iq4Xs {
         for (s, q) in q.as_chunks_mut::<32>().0.iter_mut().enumerate() {
             x86::store32(x86::look_up(&grids::IQ4, x86::nibbles(block, 8 + 16 * s)), q);
         }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl")]
+    unsafe fn wide(block: &[u8; BYTES], s: usize) -> (__m512i, u64) {
+        let q = wide::look_up_nibbles(&grids::IQ4, x86::load32(block, 8 + 32 * s));
+        (_mm512_abs_epi8(q), _mm512_movepi8_mask(q))
     }
 }

@@ -13,7 +13,7 @@ use std::arch::x86_64::*;
 use super::block32::half_at;
 use super::block256::{self, Block256};
 #[cfg(target_arch = "x86_64")]
-use super::x86;
+use super::x86::{self, avx512 as wide};
 use crate::{Activation, Format};
 
 pub(super) const BYTES: usize = 84;
@@ -28,7 +28,7 @@ pub(super) static FORMAT: Format = Format {
     quantize: None,
     scalar: block256::scalar::<Q2K, BYTES>(),
     avx2: on_x86!(x86::block256::avx2::<Q2K, BYTES>()),
-    avx512: None,
+    avx512: on_x86!(x86::block256::avx512::<Q2K, BYTES>()),
     neon: on_neon!(super::neon::block256::neon::<Q2K, BYTES>()),
 };
 
@@ -67,11 +67,20 @@ impl Block256<BYTES> for Q2K {
 impl x86::block256::X86Block256<BYTES> for Q2K {
     const UNIT_AT: usize = 80;
     const TILE_CHAIN: usize = 4;
+    const SHARED: usize = 16;
 
     #[inline]
     #[target_feature(enable = "avx2")]
     unsafe fn pairs(block: &[u8; BYTES], s: usize, x: __m256i) -> __m256i {
         let qs = x86::load32(block, 16 + 32 * (s / 4));
         _mm256_maddubs_epi16(x86::field(qs, 2 * (s % 4), 3), x)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl")]
+    unsafe fn wide(block: &[u8; BYTES], s: usize) -> (__m512i, u64) {
+        let qs = x86::load32(block, 16 + 32 * (s / 2));
+        let shift = 4 * (s % 2);
+        (wide::two_fields(qs, shift, shift + 2, 3), 0)
     }
 }

@@ -13,7 +13,7 @@ use std::arch::x86_64::*;
 use super::block32::half_at;
 use super::block256::{self, Block256};
 #[cfg(target_arch = "x86_64")]
-use super::x86;
+use super::x86::{self, avx512 as wide};
 use crate::{Activation, Format};
 
 pub(super) const BYTES: usize = 110;
@@ -28,7 +28,7 @@ pub(super) static FORMAT: Format = Format {
     quantize: None,
     scalar: block256::scalar::<Q3K, BYTES>(),
     avx2: on_x86!(x86::block256::avx2::<Q3K, BYTES>()),
-    avx512: None,
+    avx512: on_x86!(x86::block256::avx512::<Q3K, BYTES>()),
     neon: on_neon!(super::neon::block256::neon::<Q3K, BYTES>()),
 };
 
@@ -70,6 +70,7 @@ impl x86::block256::X86Block256<BYTES> for Q3K {
     const OFFSET: i32 = 4;
     const UNIT_AT: usize = 108;
     const TILE_CHAIN: usize = 4;
+    const SHARED: usize = 16;
 
     #[inline]
     #[target_feature(enable = "avx2")]
@@ -89,5 +90,13 @@ impl x86::block256::X86Block256<BYTES> for Q3K {
         let low = x86::field(x86::load32(block, 32 + 32 * (s / 4)), 2 * (s % 4), 3);
         let top = x86::where_bit(x86::load32(block, 0), s, 4);
         _mm256_maddubs_epi16(_mm256_or_si256(low, top), x)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl")]
+    unsafe fn wide(block: &[u8; BYTES], s: usize) -> (__m512i, u64) {
+        let shift = 4 * (s % 2);
+        let low = wide::two_fields(x86::load32(block, 32 + 32 * (s / 2)), shift, shift + 2, 3);
+        (wide::add_where_bit(low, x86::load32(block, 0), 2 * s, 4), 0)
     }
 }

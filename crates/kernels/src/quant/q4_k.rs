@@ -13,7 +13,7 @@ use std::arch::x86_64::*;
 use super::block32::half_at;
 use super::block256::{self, Block256, scales_and_mins};
 #[cfg(target_arch = "x86_64")]
-use super::x86;
+use super::x86::{self, avx512 as wide};
 use crate::{Activation, Format};
 
 pub(super) const BYTES: usize = 144;
@@ -28,7 +28,7 @@ pub(super) static FORMAT: Format = Format {
     quantize: None,
     scalar: block256::scalar::<Q4K, BYTES>(),
     avx2: on_x86!(x86::block256::avx2::<Q4K, BYTES>()),
-    avx512: None,
+    avx512: on_x86!(x86::block256::avx512::<Q4K, BYTES>()),
     neon: on_neon!(super::neon::block256::neon::<Q4K, BYTES>()),
 };
 
@@ -62,6 +62,7 @@ impl Block256<BYTES> for Q4K {
 #[cfg(target_arch = "x86_64")]
 impl x86::block256::X86Block256<BYTES> for Q4K {
     const TILE_CHAIN: usize = 8;
+    const SHARED: usize = 32;
 
     #[inline]
     #[target_feature(enable = "avx2")]
@@ -75,5 +76,11 @@ impl x86::block256::X86Block256<BYTES> for Q4K {
     unsafe fn pairs(block: &[u8; BYTES], s: usize, x: __m256i) -> __m256i {
         let qs = x86::load32(block, 16 + 32 * (s / 2));
         _mm256_maddubs_epi16(x86::field(qs, 4 * (s % 2), 15), x)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl")]
+    unsafe fn wide(block: &[u8; BYTES], s: usize) -> (__m512i, u64) {
+        (wide::two_fields(x86::load32(block, 16 + 32 * s), 0, 4, 15), 0)
     }
 }

@@ -12,7 +12,7 @@ use std::arch::x86_64::*;
 use super::block32::half_at;
 use super::block256::{self, Block256, scales_and_mins};
 #[cfg(target_arch = "x86_64")]
-use super::x86;
+use super::x86::{self, avx512 as wide};
 use crate::{Activation, Format};
 
 pub(super) const BYTES: usize = 176;
@@ -27,7 +27,7 @@ pub(super) static FORMAT: Format = Format {
     quantize: None,
     scalar: block256::scalar::<Q5K, BYTES>(),
     avx2: on_x86!(x86::block256::avx2::<Q5K, BYTES>()),
-    avx512: None,
+    avx512: on_x86!(x86::block256::avx512::<Q5K, BYTES>()),
     neon: on_neon!(super::neon::block256::neon::<Q5K, BYTES>()),
 };
 
@@ -62,6 +62,7 @@ impl Block256<BYTES> for Q5K {
 #[cfg(target_arch = "x86_64")]
 impl x86::block256::X86Block256<BYTES> for Q5K {
     const TILE_CHAIN: usize = 4;
+    const SHARED: usize = 32;
 
     #[inline]
     #[target_feature(enable = "avx2")]
@@ -76,5 +77,12 @@ impl x86::block256::X86Block256<BYTES> for Q5K {
         let low = x86::field(x86::load32(block, 48 + 32 * (s / 2)), 4 * (s % 2), 15);
         let top = x86::where_bit(x86::load32(block, 16), s, 16);
         _mm256_maddubs_epi16(_mm256_or_si256(low, top), x)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl")]
+    unsafe fn wide(block: &[u8; BYTES], s: usize) -> (__m512i, u64) {
+        let low = wide::two_fields(x86::load32(block, 48 + 32 * s), 0, 4, 15);
+        (wide::add_where_bit(low, x86::load32(block, 16), 2 * s, 16), 0)
     }
 }

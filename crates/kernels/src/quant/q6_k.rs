@@ -13,7 +13,7 @@ use std::arch::x86_64::*;
 use super::block32::half_at;
 use super::block256::{self, Block256};
 #[cfg(target_arch = "x86_64")]
-use super::x86;
+use super::x86::{self, avx512 as wide};
 use crate::{Activation, Format};
 
 pub(super) const BYTES: usize = 210;
@@ -28,7 +28,7 @@ pub(super) static FORMAT: Format = Format {
     quantize: None,
     scalar: block256::scalar::<Q6K, BYTES>(),
     avx2: on_x86!(x86::block256::avx2::<Q6K, BYTES>()),
-    avx512: None,
+    avx512: on_x86!(x86::block256::avx512::<Q6K, BYTES>()),
     neon: on_neon!(super::neon::block256::neon::<Q6K, BYTES>()),
 };
 
@@ -67,6 +67,7 @@ impl x86::block256::X86Block256<BYTES> for Q6K {
     const OFFSET: i32 = 32;
     const UNIT_AT: usize = 208;
     const TILE_CHAIN: usize = 2;
+    const SHARED: usize = 16;
 
     #[inline]
     #[target_feature(enable = "avx2")]
@@ -75,5 +76,15 @@ impl x86::block256::X86Block256<BYTES> for Q6K {
         let low = x86::field(x86::load32(block, 64 * half + 32 * (g % 2)), 4 * (g / 2), 15);
         let top = x86::field(x86::load32(block, 128 + 32 * half), 2 * g, 3);
         _mm256_maddubs_epi16(_mm256_or_si256(low, _mm256_slli_epi16::<4>(top)), x)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl")]
+    unsafe fn wide(block: &[u8; BYTES], s: usize) -> (__m512i, u64) {
+        let (half, shift) = (s / 2, 4 * (s % 2));
+        let low = _mm512_srl_epi16(wide::load64(block, 64 * half), _mm_cvtsi32_si128(shift as i32));
+        let low = _mm512_and_si512(low, _mm512_set1_epi8(15));
+        let top = wide::two_fields(x86::load32(block, 128 + 32 * half), shift, shift + 2, 3);
+        (_mm512_or_si512(low, _mm512_slli_epi16::<4>(top)), 0)
     }
 }

@@ -12,7 +12,7 @@ use std::arch::x86_64::*;
 use super::block32::half_at;
 use super::block256::{self, Block256};
 #[cfg(target_arch = "x86_64")]
-use super::x86;
+use super::x86::{self, avx512 as wide};
 use crate::{Activation, Format};
 
 pub(super) const BYTES: usize = 66;
@@ -27,7 +27,7 @@ pub(super) static FORMAT: Format = Format {
     quantize: None,
     scalar: block256::scalar::<Tq2_0, BYTES>(),
     avx2: on_x86!(x86::block256::avx2::<Tq2_0, BYTES>()),
-    avx512: None,
+    avx512: on_x86!(x86::block256::avx512::<Tq2_0, BYTES>()),
     neon: on_neon!(super::neon::block256::neon::<Tq2_0, BYTES>()),
 };
 
@@ -62,11 +62,20 @@ impl x86::block256::X86Block256<BYTES> for Tq2_0 {
     const OFFSET: i32 = 1;
     const UNIT_AT: usize = 64;
     const TILE_CHAIN: usize = 8;
+    const SHARED: usize = 32;
 
     #[inline]
     #[target_feature(enable = "avx2")]
     unsafe fn pairs(block: &[u8; BYTES], s: usize, x: __m256i) -> __m256i {
         let qs = x86::load32(block, 32 * (s / 4));
         _mm256_maddubs_epi16(x86::field(qs, 2 * (s % 4), 3), x)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl")]
+    unsafe fn wide(block: &[u8; BYTES], s: usize) -> (__m512i, u64) {
+        let qs = x86::load32(block, 32 * (s / 2));
+        let shift = 4 * (s % 2);
+        (wide::two_fields(qs, shift, shift + 2, 3), 0)
     }
 }

@@ -1,9 +1,10 @@
-//! Blocks of 256 with AVX2: four rows at a time, so that the sums of a block column are added and scaled side by side.
+//! Blocks of 256 with AVX2 and with AVX-512 (VNNI): four rows at a time, so that the sums of a block column are added and scaled side by side.
 
 use std::arch::x86_64::*;
 
+use super::avx512::load64;
 use super::tile::{self, Panel};
-use super::{four_totals, four_units, load32};
+use super::{four_totals, four_units, load32, tile512};
 use crate::activation::Q8kRow;
 use crate::quant::block256::{Block256, u32_at};
 use crate::{Kernels, TILE_ROWS};
@@ -23,6 +24,10 @@ pub(in crate::quant) trait X86Block256<const N: usize>: Block256<N> {
     /// How many sums of two products of the unsigned integers with activations sixteen bits can hold, and at most as many as
     /// share a scale: 1, 2, 4 (sixteen elements) or 8 (32). With 0 the tile works on words instead.
     const TILE_CHAIN: usize;
+    /// What [`X86Block256::wide`] adds to the integers.
+    const WIDE_OFFSET: i32 = Self::OFFSET;
+    /// Elements that share a scale: 16 or 32.
+    const SHARED: usize;
 
     /// The bits of `d`, and above them those of `dmin`.
     #[inline(always)]
@@ -53,6 +58,13 @@ pub(in crate::quant) trait X86Block256<const N: usize>: Block256<N> {
     unsafe fn pairs(_block: &[u8; N], _s: usize, _x: __m256i) -> __m256i {
         unreachable!("this format has its own sums")
     }
+
+    /// The 64 integers from `64 · s` with their offset as unsigned bytes, of which those with a bit set in the mask count negative.
+    /// Two of them times an activation each fit sixteen bits.
+    ///
+    /// # Safety
+    /// AVX-512 F, BW and VL.
+    unsafe fn wide(block: &[u8; N], s: usize) -> (__m512i, u64);
 
     /// Eight partial sums each of `Σ scale·(Σ q·x)` and of `Σ min·t` (zero without minima), `t` being the sums of sixteen `x`.
     ///
@@ -98,57 +110,120 @@ pub(in crate::quant) const fn avx2<B: X86Block256<N>, const N: usize>() -> Kerne
     Kernels { rows: rows_avx2::<B, N>, tile: Some((tile_avx2::<B, N>, B::TILE_FROM)) }
 }
 
-/// # Safety
-/// That of [`Rows`](crate::Rows), for AVX2 and F16C.
-#[target_feature(enable = "avx2,f16c")]
-unsafe fn rows_avx2<B: X86Block256<N>, const N: usize>(weights: &[u8], x: &[u8], n: usize, y: &mut [f32]) {
-    let x = Q8kRow::new(x, n);
-    let n_blocks = n / 256;
-    let blocks = &weights.as_chunks::<N>().0[..n_blocks * y.len()];
-    for (first, y) in y.chunks_mut(4).enumerate() {
-        // Rows past the end are the last one again.
-        let row = |r: usize| &blocks[(4 * first + r.min(y.len() - 1)) * n_blocks..][..n_blocks];
-        // SAFETY: this function has at least its features.
-        let sums = unsafe { four_rows::<B, N>([row(0), row(1), row(2), row(3)], &x) };
-        y.copy_from_slice(&sums[..y.len()]);
-    }
+/// The AVX-512 kernels.
+pub(in crate::quant) const fn avx512<B: X86Block256<N>, const N: usize>() -> Kernels {
+    Kernels { rows: rows_avx512::<B, N>, tile: Some((tile_avx512::<B, N>, B::TILE_FROM)) }
 }
 
-/// Four rows, block column by block column.
+macro_rules! rows {
+    ($name:ident, $four:ident, $features:literal, $sums:expr) => {
+        /// # Safety
+        /// That of [`Rows`](crate::Rows), for the features named.
+        #[target_feature(enable = $features)]
+        unsafe fn $name<B: X86Block256<N>, const N: usize>(
+            weights: &[u8],
+            x: &[u8],
+            n: usize,
+            y: &mut [f32],
+        ) {
+            let x = Q8kRow::new(x, n);
+            let n_blocks = n / 256;
+            let blocks = &weights.as_chunks::<N>().0[..n_blocks * y.len()];
+            for (first, y) in y.chunks_mut(4).enumerate() {
+                // Rows past the end are the last one again.
+                let row = |r: usize| &blocks[(4 * first + r.min(y.len() - 1)) * n_blocks..][..n_blocks];
+                // SAFETY: this function has at least its features.
+                let sums = unsafe { $four::<B, N>([row(0), row(1), row(2), row(3)], &x) };
+                y.copy_from_slice(&sums[..y.len()]);
+            }
+        }
+
+        /// Four rows, block column by block column.
+        #[inline]
+        #[target_feature(enable = $features)]
+        unsafe fn $four<B: X86Block256<N>, const N: usize>(
+            rows: [&[[u8; N]]; 4],
+            x: &Q8kRow<'_>,
+        ) -> [f32; 4] {
+            let mut total = _mm_setzero_ps();
+            let columns = rows[0].iter().zip(rows[1]).zip(rows[2]).zip(rows[3]);
+            for (b, (((w0, w1), w2), w3)) in columns.enumerate() {
+                let x_q = &x.q.as_chunks::<256>().0[b];
+                let x_sums = load32(x.sums, 32 * b);
+                // SAFETY: this function has its features.
+                let ((p0, m0), (p1, m1), (p2, m2), (p3, m3)) = unsafe {
+                    (
+                        $sums(w0, x_q, x_sums),
+                        $sums(w1, x_q, x_sums),
+                        $sums(w2, x_q, x_sums),
+                        $sums(w3, x_q, x_sums),
+                    )
+                };
+                let (mut d, mut dmin) =
+                    four_units([B::halves(w0), B::halves(w1), B::halves(w2), B::halves(w3)]);
+                if B::UNIT_FACTOR != 1.0 {
+                    d = _mm_mul_ps(d, _mm_set1_ps(B::UNIT_FACTOR));
+                    dmin = _mm_mul_ps(dmin, _mm_set1_ps(B::UNIT_FACTOR));
+                }
+                // The same operations in the same order as `term`.
+                let mut t = _mm_mul_ps(d, _mm_cvtepi32_ps(four_totals([p0, p1, p2, p3])));
+                if B::MIN {
+                    let mins = _mm_cvtepi32_ps(four_totals([m0, m1, m2, m3]));
+                    t = _mm_sub_ps(t, _mm_mul_ps(dmin, mins));
+                }
+                total = _mm_add_ps(total, _mm_mul_ps(_mm_set1_ps(x.d(b)), t));
+            }
+            let mut y = [0.0; 4];
+            // SAFETY: four floats into an array of four.
+            unsafe { _mm_storeu_ps(y.as_mut_ptr(), total) };
+            y
+        }
+    };
+}
+
+rows!(rows_avx2, four_avx2, "avx2,f16c", B::sums);
+rows!(rows_avx512, four_avx512, "avx2,f16c,avx512f,avx512bw,avx512vl,avx512vnni", sums_avx512::<B, N>);
+
+/// [`X86Block256::sums`] with AVX-512.
+///
+/// # Safety
+/// The features named.
 #[inline]
-#[target_feature(enable = "avx2,f16c")]
-unsafe fn four_rows<B: X86Block256<N>, const N: usize>(rows: [&[[u8; N]]; 4], x: &Q8kRow<'_>) -> [f32; 4] {
-    let mut total = _mm_setzero_ps();
-    let columns = rows[0].iter().zip(rows[1]).zip(rows[2]).zip(rows[3]);
-    for (b, (((w0, w1), w2), w3)) in columns.enumerate() {
-        let x_q = &x.q.as_chunks::<256>().0[b];
-        let x_sums = load32(x.sums, 32 * b);
-        // SAFETY: AVX2 is on.
-        let ((p0, m0), (p1, m1), (p2, m2), (p3, m3)) = unsafe {
-            (
-                B::sums(w0, x_q, x_sums),
-                B::sums(w1, x_q, x_sums),
-                B::sums(w2, x_q, x_sums),
-                B::sums(w3, x_q, x_sums),
-            )
-        };
-        let (mut d, mut dmin) = four_units([B::halves(w0), B::halves(w1), B::halves(w2), B::halves(w3)]);
-        if B::UNIT_FACTOR != 1.0 {
-            d = _mm_mul_ps(d, _mm_set1_ps(B::UNIT_FACTOR));
-            dmin = _mm_mul_ps(dmin, _mm_set1_ps(B::UNIT_FACTOR));
-        }
-        // The same operations in the same order as `term`.
-        let mut t = _mm_mul_ps(d, _mm_cvtepi32_ps(four_totals([p0, p1, p2, p3])));
-        if B::MIN {
-            let mins = _mm_cvtepi32_ps(four_totals([m0, m1, m2, m3]));
-            t = _mm_sub_ps(t, _mm_mul_ps(dmin, mins));
-        }
-        total = _mm_add_ps(total, _mm_mul_ps(_mm_set1_ps(x.d(b)), t));
+#[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512vnni")]
+unsafe fn sums_avx512<B: X86Block256<N>, const N: usize>(
+    block: &[u8; N],
+    x: &[u8; 256],
+    x_sums: __m256i,
+) -> (__m256i, __m256i) {
+    let (mut scale, mut min) = ([0; 16], [0; 16]);
+    B::scales(block, &mut scale, &mut min);
+    // SAFETY: thirty-two readable bytes each; the loads need no alignment.
+    let (scales, mins) =
+        unsafe { (_mm256_loadu_si256(scale.as_ptr().cast()), _mm256_loadu_si256(min.as_ptr().cast())) };
+    // Quarter k: the scales of groups k, 4 + k, 8 + k and 12 + k, one for each step.
+    let first = 0x000c_0008_0004_0000;
+    let next = 0x0001_0001_0001_0001;
+    let order = _mm512_set_epi64(0, first + 3 * next, 0, first + 2 * next, 0, first + next, 0, first);
+    let by_quarter = _mm512_permutexvar_epi16(order, _mm512_castsi256_si512(scales));
+    let mut acc = _mm512_setzero_si512();
+    macro_rules! step {
+        ($($s:literal)*) => {$(
+            // SAFETY: this function has its features.
+            let (q, minus) = unsafe { B::wide(block, $s) };
+            // The signs go to the activations.
+            let x_q = load64(x, 64 * $s);
+            let pairs = _mm512_maddubs_epi16(q, _mm512_mask_sub_epi8(x_q, minus, _mm512_setzero_si512(), x_q));
+            let scale = _mm512_shuffle_epi8(by_quarter, _mm512_set1_epi16($s * 2 | ($s * 2 + 1) << 8));
+            acc = _mm512_dpwssd_epi32(acc, pairs, scale);
+        )*};
     }
-    let mut y = [0.0; 4];
-    // SAFETY: four floats into an array of four.
-    unsafe { _mm_storeu_ps(y.as_mut_ptr(), total) };
-    y
+    step!(0 1 2 3);
+    let mut acc = _mm256_add_epi32(_mm512_castsi512_si256(acc), _mm512_extracti64x4_epi64::<1>(acc));
+    if B::WIDE_OFFSET != 0 {
+        let shares = _mm256_mullo_epi16(scales, _mm256_set1_epi16(-B::WIDE_OFFSET as i16));
+        acc = _mm256_dpwssd_epi32(acc, shares, x_sums);
+    }
+    (acc, if B::MIN { _mm256_madd_epi16(mins, x_sums) } else { _mm256_setzero_si256() })
 }
 
 /// # Safety
@@ -222,6 +297,70 @@ unsafe fn unpack<'a, B: X86Block256<N>, const N: usize>(
     if B::MIN {
         panel.fill_mins(v, &mins);
     }
+}
+
+/// # Safety
+/// That of [`Tile`](crate::Tile), for AVX2, F16C and AVX-512 F, BW, DQ, VL and VNNI.
+#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn tile_avx512<B: X86Block256<N>, const N: usize>(
+    weights: &[u8],
+    n_rows: usize,
+    columns: &[&[u8]],
+    n: usize,
+    y: &mut [[f32; TILE_ROWS]],
+) {
+    let n_blocks = n / 256;
+    let blocks = &weights.as_chunks::<N>().0[..n_blocks * n_rows];
+    y.fill([0.0; TILE_ROWS]);
+    let mut panel = tile512::Panel::new();
+    for b in 0..n_blocks {
+        for v in 0..n_rows.div_ceil(16) {
+            let rows = (16 * v..n_rows.min(16 * v + 16)).map(|r| &blocks[r * n_blocks + b]);
+            // SAFETY: this function has its features.
+            unsafe { unpack_wide::<B, N>(&mut panel, v, rows) };
+        }
+        match (B::MIN, B::SHARED) {
+            (true, 16) => tile512::block_of_256::<true, 16>(&panel, b, columns, n, y),
+            (true, _) => tile512::block_of_256::<true, 32>(&panel, b, columns, n, y),
+            (false, 16) => tile512::block_of_256::<false, 16>(&panel, b, columns, n, y),
+            (false, _) => tile512::block_of_256::<false, 32>(&panel, b, columns, n, y),
+        }
+    }
+}
+
+/// One block each of up to sixteen rows into group `v` of a panel.
+#[inline]
+#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl")]
+unsafe fn unpack_wide<'a, B: X86Block256<N>, const N: usize>(
+    panel: &mut tile512::Panel,
+    v: usize,
+    rows: impl Iterator<Item = &'a [u8; N]>,
+) {
+    const { assert!(!B::MIN || B::OFFSET == 0, "a panel has minima or an offset, not both") };
+    // Half of the range makes all integers unsigned; those with minima are so already.
+    let offset: i16 = if B::MIN { 0 } else { 128 };
+    let mut bytes = [[0; 256]; 16];
+    let mut scales = [[[0; 16]; 2]; 16];
+    let shift = _mm512_set1_epi8((i32::from(offset) - B::WIDE_OFFSET) as u8 as i8);
+    for (r, block) in rows.enumerate() {
+        let out: &mut [u8; 256] = &mut bytes[r];
+        for (s, out) in out.as_chunks_mut::<64>().0.iter_mut().enumerate() {
+            // SAFETY: this function has its features; sixty-four bytes into an array of sixty-four.
+            unsafe {
+                let (q, minus) = B::wide(block, s);
+                let q = _mm512_mask_sub_epi8(q, minus, _mm512_setzero_si512(), q);
+                _mm512_storeu_si512(out.as_mut_ptr().cast(), _mm512_add_epi8(q, shift));
+            }
+        }
+        let [scale, second] = &mut scales[r];
+        B::scales(block, scale, second);
+        if !B::MIN {
+            *second = scale.map(|scale| scale * offset);
+        }
+        (panel.d[0][16 * v + r], panel.m[0][16 * v + r]) = tile::units(B::halves(block), B::UNIT_FACTOR);
+    }
+    panel.fill_bytes(v, &bytes);
+    panel.fill_scales(v, &scales);
 }
 
 /// Sixteen words: the even ones in the lower half, the odd ones in the upper.

@@ -4,7 +4,7 @@
 use std::arch::x86_64::*;
 
 use super::tile::{self, Panel};
-use super::{four_totals, four_units, load32, rows32};
+use super::{four_totals, four_units, load32, rows32, tile512};
 use crate::activation::Q8Row;
 use crate::quant::block32::Block32;
 use crate::{Kernels, TILE_ROWS};
@@ -144,7 +144,7 @@ pub(in crate::quant) const fn avx2<B: X86Block32<N>, const N: usize>() -> Kernel
 
 /// The AVX-512 kernels.
 pub(in crate::quant) const fn avx512<B: X86Block32<N>, const N: usize>() -> Kernels {
-    Kernels { rows: rows_avx512::<B, N>, tile: Some((tile_avx2::<B, N>, B::TILE_FROM)) }
+    Kernels { rows: rows_avx512::<B, N>, tile: Some((tile_avx512::<B, N>, B::TILE_FROM)) }
 }
 
 /// # Safety
@@ -218,5 +218,45 @@ unsafe fn unpack<'a, B: X86Block32<N>, const N: usize>(
         panel.fill_words(v, &words);
     } else {
         panel.fill_bytes(v, &bytes);
+    }
+}
+
+/// # Safety
+/// That of [`Tile`](crate::Tile), for AVX2, F16C and AVX-512 F, BW, VL and VNNI.
+#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+unsafe fn tile_avx512<B: X86Block32<N>, const N: usize>(
+    weights: &[u8],
+    n_rows: usize,
+    columns: &[&[u8]],
+    n: usize,
+    y: &mut [[f32; TILE_ROWS]],
+) {
+    let n_blocks = n / 32;
+    let blocks = &weights.as_chunks::<N>().0[..n_blocks * n_rows];
+    y.fill([0.0; TILE_ROWS]);
+    let mut panel = tile512::Panel::new();
+    for first in (0..n_blocks).step_by(8) {
+        let count = 8.min(n_blocks - first);
+        for v in 0..n_rows.div_ceil(16) {
+            let mut bytes = [[0; 256]; 16];
+            for r in 0..16.min(n_rows - 16 * v) {
+                let at = 16 * v + r;
+                let row = &blocks[at * n_blocks + first..][..count];
+                for (s, (block, out)) in row.iter().zip(bytes[r].as_chunks_mut::<32>().0).enumerate() {
+                    // SAFETY: this function has their features; thirty-two bytes into an array of thirty-two.
+                    let (d, m) = unsafe {
+                        _mm256_storeu_si256(out.as_mut_ptr().cast(), B::load(block));
+                        B::units([block; 4])
+                    };
+                    (panel.d[s][at], panel.m[s][at]) = (_mm_cvtss_f32(d), _mm_cvtss_f32(m));
+                }
+            }
+            panel.fill_bytes(v, &bytes);
+        }
+        if B::MIN {
+            tile512::blocks_of_32::<true>(&panel, first, count, B::OFFSET, columns, n, y);
+        } else {
+            tile512::blocks_of_32::<false>(&panel, first, count, B::OFFSET, columns, n, y);
+        }
     }
 }

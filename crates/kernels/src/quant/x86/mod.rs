@@ -1,11 +1,13 @@
 //! What the x86-64 kernels share. Loads take slices and check them (the checks fold away), so that the formats' own code is safe.
 
+pub(super) mod avx512;
 pub(super) mod block256;
 pub(super) mod block32;
 pub(super) mod floats;
 pub(super) mod fours;
 pub(super) mod rows32;
 mod tile;
+mod tile512;
 
 use std::arch::x86_64::*;
 
