@@ -14,7 +14,10 @@ use super::block32::half_at;
 use super::block256::{self, Block256, u16_at};
 use super::grids;
 #[cfg(target_arch = "x86_64")]
-use super::x86;
+use super::x86::{
+    self,
+    codebook::{Indices, Scales, put32, raised_sums},
+};
 use crate::{Activation, Format};
 
 const BYTES: usize = 50;
@@ -71,12 +74,70 @@ impl x86::block256::X86Block256<BYTES> for Iq1S {
 
     #[inline]
     #[target_feature(enable = "avx2")]
-    unsafe fn pairs(block: &[u8; BYTES], s: usize, x: __m256i) -> __m256i {
-        let high = u16_at(block, 34 + 2 * s);
-        let g = x86::four_eights(|l| {
-            grids::IQ1[usize::from(block[2 + 4 * s + l]) | usize::from(high >> (3 * l) & 7) << 8]
-        });
-        let shift = _mm256_set1_epi8(if high >> 15 == 1 { -1 } else { 1 });
-        x86::signed_pairs(_mm256_add_epi8(g, shift), x)
+    unsafe fn sums(block: &[u8; BYTES], x: &[u8; 256], x_sums: __m256i) -> (__m256i, __m256i) {
+        let indices = indices(block);
+        let (scales, shares) = scales(block);
+        let raised = raised_sums(x, None, scales, |s| eights(&indices, s));
+        (_mm256_add_epi32(raised, _mm256_madd_epi16(shares, x_sums)), _mm256_setzero_si256())
     }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn integers(block: &[u8; BYTES], q: &mut [i8; 256]) {
+        let indices = indices(block);
+        for s in 0..8 {
+            let shift = if block[35 + 2 * s] >> 7 == 1 { -1 } else { 1 };
+            put32(q, s, _mm256_add_epi8(eights(&indices, s), _mm256_set1_epi8(shift - RAISED)));
+        }
+    }
+}
+
+/// What makes the codebook unsigned.
+#[cfg(target_arch = "x86_64")]
+const RAISED: i8 = 8;
+
+/// Eleven bits each.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx2")]
+fn indices(block: &[u8; BYTES]) -> Indices {
+    let high = _mm256_broadcastsi128_si256(x86::load16(block, 34));
+    let half = |qs: usize, step: i64| {
+        // The word of a step four times, then bits 3·l up of word l moved to bit 9 and down to 8.
+        let four = |s: i64| ((2 * s + 1) << 8 | 2 * s) * 0x0001_0001_0001_0001;
+        let to = _mm256_setr_epi64x(four(step), four(step + 1), four(step + 2), four(step + 3));
+        let fields = _mm256_set1_epi64x(1 << 48 | 1 << (32 + 3) | 1 << (16 + 6) | 1 << 9);
+        let moved = _mm256_srli_epi16::<1>(_mm256_mullo_epi16(_mm256_shuffle_epi8(high, to), fields));
+        let low = _mm256_cvtepu8_epi16(x86::load16(block, qs));
+        _mm256_or_si256(low, _mm256_and_si256(moved, _mm256_set1_epi16(7 << 8)))
+    };
+    Indices::new(half(2, 0), half(18, 4))
+}
+
+/// `2·scale + 1` of the steps; and for the sixteen groups that scale times the shift, less what the raised codebook has too much.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx2")]
+fn scales(block: &[u8; BYTES]) -> (Scales, __m256i) {
+    let high = _mm256_broadcastsi128_si256(x86::load16(block, 34));
+    let twice = _mm256_and_si256(_mm256_srli_epi16::<11>(high), _mm256_set1_epi16(14));
+    let scale = _mm256_or_si256(twice, _mm256_set1_epi16(1));
+    // −1 or 0 becomes a shift of −1 or 1.
+    let minus = _mm256_srai_epi16::<15>(high);
+    let shift = _mm256_add_epi16(_mm256_add_epi16(minus, minus), _mm256_set1_epi16(1 - i16::from(RAISED)));
+    let share = _mm256_mullo_epi16(scale, shift);
+    let (first, last) = (_mm256_unpacklo_epi16(share, share), _mm256_unpackhi_epi16(share, share));
+    (
+        Scales([_mm256_unpacklo_epi16(scale, scale), _mm256_unpackhi_epi16(scale, scale)]),
+        _mm256_blend_epi32::<0b1111_0000>(first, last),
+    )
+}
+
+/// Four eights of the raised codebook.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx2")]
+fn eights(indices: &Indices, s: usize) -> __m256i {
+    // SAFETY: AVX2 is on; eleven bits are inside a codebook of 2048.
+    unsafe { x86::codebook::four_of(&grids::IQ1_RAISED, indices.of(s)) }
 }

@@ -14,7 +14,10 @@ use super::block32::half_at;
 use super::block256::{self, Block256, apply_signs, put8, u16_at};
 use super::grids;
 #[cfg(target_arch = "x86_64")]
-use super::x86;
+use super::x86::{
+    self,
+    codebook::{BY_HALVES, Indices, Scales, Signs, even_signs, signed_integers, signed_sums},
+};
 use crate::{Activation, Format};
 
 const BYTES: usize = 74;
@@ -64,10 +67,37 @@ impl x86::block256::X86Block256<BYTES> for Iq2Xs {
 
     #[inline]
     #[target_feature(enable = "avx2")]
-    unsafe fn pairs(block: &[u8; BYTES], s: usize, x: __m256i) -> __m256i {
-        let word = |l: usize| usize::from(u16_at(block, 2 + 8 * s + 2 * l));
-        let g = x86::four_eights(|l| grids::IQ2_XS[word(l) & 511]);
-        let minus = x86::four_eights(|l| grids::EVEN_SIGNS[word(l) >> 9]);
-        x86::masked_pairs(g, minus, x)
+    unsafe fn sums(block: &[u8; BYTES], x: &[u8; 256], _x_sums: __m256i) -> (__m256i, __m256i) {
+        let (indices, signs) = unpacked(block);
+        let scales = Scales::odd_nibbles(&block[66..], BY_HALVES);
+        let sums = signed_sums(x, BY_HALVES, signs, scales, |s| eights(&indices, s));
+        (sums, _mm256_setzero_si256())
     }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn integers(block: &[u8; BYTES], q: &mut [i8; 256]) {
+        let (indices, signs) = unpacked(block);
+        signed_integers(q, BY_HALVES, signs, |s| eights(&indices, s));
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx2")]
+fn unpacked(block: &[u8; BYTES]) -> (Indices, Signs) {
+    let (a, b) = (x86::load32(block, 2), x86::load32(block, 34));
+    let nine = _mm256_set1_epi16(511);
+    let indices = Indices::new(_mm256_and_si256(a, nine), _mm256_and_si256(b, nine));
+    // Packing takes the lower halves first.
+    let sevens = _mm256_packus_epi16(_mm256_srli_epi16::<9>(a), _mm256_srli_epi16::<9>(b));
+    (indices, Signs::new(even_signs(sevens)))
+}
+
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx2")]
+fn eights(indices: &Indices, s: usize) -> __m256i {
+    // SAFETY: AVX2 is on; nine bits are inside a codebook of 512.
+    unsafe { x86::codebook::four_of(&grids::IQ2_XS, indices.of(s)) }
 }

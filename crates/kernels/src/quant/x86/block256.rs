@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::tile::{self, Panel};
-use super::{four_totals, four_units, load32};
+use super::{four_totals, four_units, load32, signed_pairs};
 use crate::activation::Q8kRow;
 use crate::quant::block256::Block256;
 use crate::{Kernels, TILE_ROWS};
@@ -26,11 +26,20 @@ pub(in crate::quant) trait X86Block256<const N: usize>: Block256<N> {
         half(Self::UNIT_AT) | if Self::MIN { half(Self::UNIT_AT + 2) << 16 } else { 0 }
     }
 
-    /// Products of the 32 integers from `32 · s` with `x`, as sixteen sums of neighbouring two.
+    /// Products of the 32 integers from `32 · s` with `x`, as sixteen sums of neighbouring two. Not used where a format has its own
+    /// [`X86Block256::sums`].
     ///
     /// # Safety
     /// AVX2.
-    unsafe fn pairs(block: &[u8; N], s: usize, x: __m256i) -> __m256i;
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn pairs(block: &[u8; N], s: usize, x: __m256i) -> __m256i {
+        let mut q = [0; 256];
+        Self::quants(block, &mut q);
+        // SAFETY: thirty-two readable bytes; the load needs no alignment.
+        let q = unsafe { _mm256_loadu_si256(q.as_chunks::<32>().0[s].as_ptr().cast()) };
+        signed_pairs(q, x)
+    }
 
     /// Eight partial sums each of `Σ scale·(Σ q·x)` and of `Σ min·t` (zero without minima), `t` being the sums of sixteen `x`.
     ///

@@ -2,6 +2,7 @@
 
 pub(super) mod block256;
 pub(super) mod block32;
+pub(super) mod codebook;
 pub(super) mod floats;
 mod tile;
 
