@@ -16,7 +16,7 @@ use super::grids;
 #[cfg(target_arch = "x86_64")]
 use super::x86::{
     self,
-    codebook::{Indices, Repeated, Scales, put32, raised_sums},
+    codebook::{Indices, Repeated, Scales, Steps, lowered_integers, raised_sums},
 };
 use crate::ops::widen;
 use crate::{Activation, Format};
@@ -94,7 +94,7 @@ impl x86::block256::X86Block256<BYTES> for Iq1M {
     unsafe fn sums(block: &[u8; BYTES], x: &[u8; 256], x_sums: __m256i) -> (__m256i, __m256i) {
         let (indices, shifts) = unpacked(block);
         let scales = scales(block);
-        let raised = raised_sums(x, Some(shifts), Scales::of_groups(scales), |s| eights(&indices, s));
+        let raised = raised_sums(x, Some(shifts), Scales::of_groups(scales), |steps, s| eights(steps, &indices, s));
         let share = _mm256_madd_epi16(_mm256_mullo_epi16(scales, _mm256_set1_epi16(RAISED)), x_sums);
         (_mm256_sub_epi32(raised, share), _mm256_setzero_si256())
     }
@@ -103,13 +103,7 @@ impl x86::block256::X86Block256<BYTES> for Iq1M {
     #[target_feature(enable = "avx2")]
     unsafe fn integers(block: &[u8; BYTES], q: &mut [i8; 256]) {
         let (indices, shifts) = unpacked(block);
-        macro_rules! step {
-            ($($s:literal)*) => {$(
-                let raised = _mm256_add_epi8(eights(&indices, $s), shifts.of::<$s>());
-                put32(q, $s, _mm256_sub_epi8(raised, _mm256_set1_epi8(RAISED as i8)));
-            )*};
-        }
-        step!(0 1 2 3 4 5 6 7);
+        lowered_integers(q, &shifts, RAISED as i8, |steps, s| eights(steps, &indices, s));
     }
 }
 
@@ -155,7 +149,7 @@ fn scales(block: &[u8; BYTES]) -> __m256i {
 #[cfg(target_arch = "x86_64")]
 #[inline]
 #[target_feature(enable = "avx2")]
-fn eights(indices: &Indices, s: usize) -> __m256i {
+fn eights(steps: &mut Steps<'_>, indices: &Indices, s: usize) -> __m256i {
     // SAFETY: AVX2 is on; eleven bits are inside a codebook of 2048.
-    unsafe { x86::codebook::four_of(&grids::IQ1_RAISED, indices.of(s)) }
+    unsafe { x86::codebook::four_of(&grids::IQ1_RAISED, steps.four_words(indices, s)) }
 }

@@ -16,7 +16,7 @@ use super::grids;
 #[cfg(target_arch = "x86_64")]
 use super::x86::{
     self,
-    codebook::{Indices, Scales, put32, raised_sums},
+    codebook::{Indices, Repeated, Scales, Steps, lowered_integers, raised_sums},
 };
 use crate::{Activation, Format};
 
@@ -77,7 +77,7 @@ impl x86::block256::X86Block256<BYTES> for Iq1S {
     unsafe fn sums(block: &[u8; BYTES], x: &[u8; 256], x_sums: __m256i) -> (__m256i, __m256i) {
         let indices = indices(block);
         let (scales, shares) = scales(block);
-        let raised = raised_sums(x, None, scales, |s| eights(&indices, s));
+        let raised = raised_sums(x, None, scales, |steps, s| eights(steps, &indices, s));
         (_mm256_add_epi32(raised, _mm256_madd_epi16(shares, x_sums)), _mm256_setzero_si256())
     }
 
@@ -85,10 +85,11 @@ impl x86::block256::X86Block256<BYTES> for Iq1S {
     #[target_feature(enable = "avx2")]
     unsafe fn integers(block: &[u8; BYTES], q: &mut [i8; 256]) {
         let indices = indices(block);
-        for s in 0..8 {
-            let shift = if block[35 + 2 * s] >> 7 == 1 { -1 } else { 1 };
-            put32(q, s, _mm256_add_epi8(eights(&indices, s), _mm256_set1_epi8(shift - RAISED)));
-        }
+        // A shift of −1 or 1 per step; four equal bytes, since there is one for each eight.
+        let high = x86::load16(block, 34);
+        let spread = _mm256_cvtepi16_epi32(_mm_srai_epi16::<15>(high));
+        let shifts = Repeated::new(_mm256_or_si256(spread, _mm256_set1_epi8(1)));
+        lowered_integers(q, &shifts, RAISED, |steps, s| eights(steps, &indices, s));
     }
 }
 
@@ -137,7 +138,7 @@ fn scales(block: &[u8; BYTES]) -> (Scales, __m256i) {
 #[cfg(target_arch = "x86_64")]
 #[inline]
 #[target_feature(enable = "avx2")]
-fn eights(indices: &Indices, s: usize) -> __m256i {
+fn eights(steps: &mut Steps<'_>, indices: &Indices, s: usize) -> __m256i {
     // SAFETY: AVX2 is on; eleven bits are inside a codebook of 2048.
-    unsafe { x86::codebook::four_of(&grids::IQ1_RAISED, indices.of(s)) }
+    unsafe { x86::codebook::four_of(&grids::IQ1_RAISED, steps.four_words(indices, s)) }
 }

@@ -15,7 +15,7 @@ use super::grids;
 #[cfg(target_arch = "x86_64")]
 use super::x86::{
     self,
-    codebook::{IN_ORDER, Indices, Scales, Signs, signed_integers, signed_sums},
+    codebook::{IN_ORDER, Indices, Scales, Signs, Steps, signed_integers, signed_sums},
 };
 use crate::{Activation, Format};
 
@@ -69,7 +69,7 @@ impl x86::block256::X86Block256<BYTES> for Iq2S {
     unsafe fn sums(block: &[u8; BYTES], x: &[u8; 256], _x_sums: __m256i) -> (__m256i, __m256i) {
         let (indices, signs) = (indices(block), Signs::new(x86::load32(block, 34)));
         let scales = Scales::odd_nibbles(&block[74..], IN_ORDER);
-        let sums = signed_sums(x, IN_ORDER, signs, scales, |s| eights(&indices, s));
+        let sums = signed_sums(x, IN_ORDER, signs, scales, |steps, s| eights(steps, &indices, s));
         (sums, _mm256_setzero_si256())
     }
 
@@ -77,7 +77,7 @@ impl x86::block256::X86Block256<BYTES> for Iq2S {
     #[target_feature(enable = "avx2")]
     unsafe fn integers(block: &[u8; BYTES], q: &mut [i8; 256]) {
         let (indices, signs) = (indices(block), Signs::new(x86::load32(block, 34)));
-        signed_integers(q, IN_ORDER, signs, |s| eights(&indices, s));
+        signed_integers(q, IN_ORDER, signs, |steps, s| eights(steps, &indices, s));
     }
 }
 
@@ -105,7 +105,7 @@ fn indices(block: &[u8; BYTES]) -> Indices {
 #[cfg(target_arch = "x86_64")]
 #[inline]
 #[target_feature(enable = "avx2")]
-fn eights(indices: &Indices, s: usize) -> __m256i {
+fn eights(steps: &mut Steps<'_>, indices: &Indices, s: usize) -> __m256i {
     // SAFETY: AVX2 is on; ten bits are inside a codebook of 1024.
-    unsafe { x86::codebook::four_of(&grids::IQ2_S, indices.of(s)) }
+    unsafe { x86::codebook::four_of(&grids::IQ2_S, steps.four_words(indices, s)) }
 }

@@ -16,7 +16,7 @@ use super::grids;
 #[cfg(target_arch = "x86_64")]
 use super::x86::{
     self,
-    codebook::{BY_HALVES, Indices, Scales, Signs, even_signs, signed_integers, signed_sums},
+    codebook::{BY_HALVES, Indices, Scales, Signs, Steps, even_signs, signed_integers, signed_sums},
 };
 use crate::{Activation, Format};
 
@@ -70,7 +70,7 @@ impl x86::block256::X86Block256<BYTES> for Iq2Xs {
     unsafe fn sums(block: &[u8; BYTES], x: &[u8; 256], _x_sums: __m256i) -> (__m256i, __m256i) {
         let (indices, signs) = unpacked(block);
         let scales = Scales::odd_nibbles(&block[66..], BY_HALVES);
-        let sums = signed_sums(x, BY_HALVES, signs, scales, |s| eights(&indices, s));
+        let sums = signed_sums(x, BY_HALVES, signs, scales, |steps, s| eights(steps, &indices, s));
         (sums, _mm256_setzero_si256())
     }
 
@@ -78,7 +78,7 @@ impl x86::block256::X86Block256<BYTES> for Iq2Xs {
     #[target_feature(enable = "avx2")]
     unsafe fn integers(block: &[u8; BYTES], q: &mut [i8; 256]) {
         let (indices, signs) = unpacked(block);
-        signed_integers(q, BY_HALVES, signs, |s| eights(&indices, s));
+        signed_integers(q, BY_HALVES, signs, |steps, s| eights(steps, &indices, s));
     }
 }
 
@@ -97,7 +97,7 @@ fn unpacked(block: &[u8; BYTES]) -> (Indices, Signs) {
 #[cfg(target_arch = "x86_64")]
 #[inline]
 #[target_feature(enable = "avx2")]
-fn eights(indices: &Indices, s: usize) -> __m256i {
+fn eights(steps: &mut Steps<'_>, indices: &Indices, s: usize) -> __m256i {
     // SAFETY: AVX2 is on; nine bits are inside a codebook of 512.
-    unsafe { x86::codebook::four_of(&grids::IQ2_XS, indices.of(s)) }
+    unsafe { x86::codebook::four_of(&grids::IQ2_XS, steps.four_words(indices, s)) }
 }

@@ -16,7 +16,7 @@ use super::grids;
 #[cfg(target_arch = "x86_64")]
 use super::x86::{
     self,
-    codebook::{BY_HALVES, Scales, Signs, even_signs, signed_integers, signed_sums},
+    codebook::{BY_HALVES, Scales, Signs, Steps, even_signs, signed_integers, signed_sums},
 };
 use crate::{Activation, Format};
 
@@ -72,14 +72,14 @@ impl x86::block256::X86Block256<BYTES> for Iq2Xxs {
     #[target_feature(enable = "avx2")]
     unsafe fn sums(block: &[u8; BYTES], x: &[u8; 256], _x_sums: __m256i) -> (__m256i, __m256i) {
         let w = words(block);
-        let sums = signed_sums(x, BY_HALVES, signs(w), scales(w), |s| eights(block, s));
+        let sums = signed_sums(x, BY_HALVES, signs(w), scales(w), |steps, s| eights(steps, block, s));
         (sums, _mm256_setzero_si256())
     }
 
     #[inline]
     #[target_feature(enable = "avx2")]
     unsafe fn integers(block: &[u8; BYTES], q: &mut [i8; 256]) {
-        signed_integers(q, BY_HALVES, signs(words(block)), |s| eights(block, s));
+        signed_integers(q, BY_HALVES, signs(words(block)), |steps, s| eights(steps, block, s));
     }
 }
 
@@ -96,9 +96,9 @@ fn words(block: &[u8; BYTES]) -> __m256i {
 #[cfg(target_arch = "x86_64")]
 #[inline]
 #[target_feature(enable = "avx2")]
-fn eights(block: &[u8; BYTES], s: usize) -> __m256i {
+fn eights(steps: &mut Steps<'_>, block: &[u8; BYTES], s: usize) -> __m256i {
     // SAFETY: AVX2 is on; a byte is inside a codebook of 256.
-    unsafe { x86::codebook::four_of(&grids::IQ2_XXS, x86::codebook::four_bytes(block, 2 + 8 * s)) }
+    unsafe { x86::codebook::four_of(&grids::IQ2_XXS, steps.four_bytes(block, 2 + 8 * s)) }
 }
 
 /// Four times seven bits of a word become four bytes, then eight bits each.

@@ -37,36 +37,67 @@ fn opaque(mut v: __m256i) -> __m256i {
     v
 }
 
-/// The reference itself, as if it were another: rows that share their activations shall load them anew, since keeping them would
-/// cost stores and loads of registers.
-#[inline(always)]
-fn afresh(x: &[u8; 256]) -> &[u8; 256] {
-    let mut at: *const [u8; 256] = x;
-    // SAFETY: no instruction at all; the address stays the same.
-    unsafe {
-        asm!("/* {at} */", at = inlateout(reg) at, options(nomem, nostack, preserves_flags));
-        &*at
-    }
+/// The steps of a block, one after the other in the code too. Left alone, the optimiser takes the loads of all steps of four rows
+/// together, runs out of registers and spends more on keeping values than on computing them. So what the loads of a step start from
+/// passes with the sums so far through a place it cannot see into; the processor still overlaps steps as it likes.
+pub(in crate::quant) struct Steps<'a> {
+    /// What has been summed up to here.
+    acc: __m256i,
+    /// The activations.
+    x: &'a [u8; 256],
 }
 
-/// Four bytes from an offset, as indices. The loads are spelt out, since an optimiser that sees neighbours makes them one vector and then
-/// takes that apart at twice the cost.
-#[inline(always)]
-pub(in crate::quant) fn four_bytes(bytes: &[u8], at: usize) -> [usize; 4] {
-    let from = bytes[at..at + 4].as_ptr();
-    let (a, b, c, d);
-    // SAFETY: four readable bytes.
-    unsafe {
-        asm!(
-            "movzx {a:e}, byte ptr [{at}]",
-            "movzx {b:e}, byte ptr [{at} + 1]",
-            "movzx {c:e}, byte ptr [{at} + 2]",
-            "movzx {d:e}, byte ptr [{at} + 3]",
-            at = in(reg) from, a = out(reg) a, b = out(reg) b, c = out(reg) c, d = lateout(reg) d,
-            options(pure, readonly, nostack, preserves_flags)
-        );
+macro_rules! load_four {
+    ($steps:ident, $from:expr, $b:literal, $c:literal, $d:literal, $size:literal) => {{
+        let (from, mut x) = ($from, std::ptr::from_ref($steps.x));
+        let (a, b, c, d);
+        // SAFETY: the four loads are inside of what `from` was made of; the sums and the address of `x` stay as they are. (The
+        // loads are spelt out since an optimiser that sees neighbours makes them one vector, then takes that apart at twice the cost.)
+        unsafe {
+            asm!(
+                concat!("movzx {a:e}, ", $size, " ptr [{at}]"),
+                concat!("movzx {b:e}, ", $size, " ptr [{at} + ", $b, "]"),
+                concat!("movzx {c:e}, ", $size, " ptr [{at} + ", $c, "]"),
+                concat!("movzx {d:e}, ", $size, " ptr [{at} + ", $d, "]"),
+                "/* {x} {acc} */",
+                at = in(reg) from, a = out(reg) a, b = out(reg) b, c = out(reg) c, d = out(reg) d,
+                x = inlateout(reg) x, acc = inlateout(ymm_reg) $steps.acc,
+                options(readonly, nostack, preserves_flags)
+            );
+            $steps.x = &*x;
+        }
+        [a, b, c, d]
+    }};
+}
+
+impl<'a> Steps<'a> {
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn new(x: &'a [u8; 256]) -> Steps<'a> {
+        Steps { acc: _mm256_setzero_si256(), x }
     }
-    [a, b, c, d]
+
+    /// Four bytes from an offset, as the indices of the next step.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub(in crate::quant) fn four_bytes(&mut self, bytes: &[u8], at: usize) -> [usize; 4] {
+        load_four!(self, bytes[at..at + 4].as_ptr(), 1, 2, 3, "byte")
+    }
+
+    /// The indices of step `s`, which is the next.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub(in crate::quant) fn four_words(&mut self, indices: &Indices, s: usize) -> [usize; 4] {
+        load_four!(self, indices.0.as_chunks::<4>().0[s].as_ptr(), 2, 4, 6, "word")
+    }
+
+    /// Adds the products of pairs, scaled, of the 32 unsigned bytes `u` with `x`.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn add(&mut self, u: __m256i, x: __m256i, scale: __m256i) {
+        let pairs = _mm256_maddubs_epi16(u, x);
+        self.acc = _mm256_add_epi32(self.acc, _mm256_madd_epi16(pairs, scale));
+    }
 }
 
 /// The indices of a block's eights, in the order of the block, all below a power of two.
@@ -86,25 +117,6 @@ impl Indices {
             _mm256_storeu_si256(at.add(16).cast(), high);
         }
         indices
-    }
-
-    /// Those of the 32 weights from `32 · s`, loaded as in [`four_bytes`].
-    #[inline(always)]
-    pub(in crate::quant) fn of(&self, s: usize) -> [usize; 4] {
-        let from = self.0.as_chunks::<4>().0[s].as_ptr();
-        let (a, b, c, d);
-        // SAFETY: four readable words.
-        unsafe {
-            asm!(
-                "movzx {a:e}, word ptr [{at}]",
-                "movzx {b:e}, word ptr [{at} + 2]",
-                "movzx {c:e}, word ptr [{at} + 4]",
-                "movzx {d:e}, word ptr [{at} + 6]",
-                at = in(reg) from, a = out(reg) a, b = out(reg) b, c = out(reg) c, d = lateout(reg) d,
-                options(pure, readonly, nostack, preserves_flags)
-            );
-        }
-        [a, b, c, d]
     }
 }
 
@@ -255,19 +267,19 @@ pub(in crate::quant) fn signed_sums(
     step_of: [usize; 8],
     signs: Signs,
     scales: Scales,
-    eights: impl Fn(usize) -> __m256i,
+    eights: impl Fn(&mut Steps<'_>, usize) -> __m256i,
 ) -> __m256i {
-    let x = afresh(x);
-    let mut acc = _mm256_setzero_si256();
+    let mut steps = Steps::new(x);
     macro_rules! step {
         ($($place:literal)*) => {$(
             let s = step_of[$place];
-            let pairs = _mm256_maddubs_epi16(eights(s), signs.apply::<$place>(load32(x, 32 * s)));
-            acc = _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, scales.of::<$place>()));
+            let g = eights(&mut steps, s);
+            let x = signs.apply::<$place>(load32(steps.x, 32 * s));
+            steps.add(g, x, scales.of::<$place>());
         )*};
     }
     step!(0 1 2 3 4 5 6 7);
-    acc
+    steps.acc
 }
 
 /// `Σ scale·(Σ u·x)` of a block in eight partial sums, for steps in order; `bytes` gives the unsigned `u` of a step, to
@@ -278,37 +290,55 @@ pub(in crate::quant) fn raised_sums(
     x: &[u8; 256],
     repeated: Option<Repeated>,
     scales: Scales,
-    bytes: impl Fn(usize) -> __m256i,
+    bytes: impl Fn(&mut Steps<'_>, usize) -> __m256i,
 ) -> __m256i {
-    let x = afresh(x);
-    let mut acc = _mm256_setzero_si256();
+    let mut steps = Steps::new(x);
     macro_rules! step {
         ($($s:literal)*) => {$(
-            let mut u = bytes($s);
+            let mut u = bytes(&mut steps, $s);
             if let Some(repeated) = &repeated {
                 u = _mm256_add_epi8(u, repeated.of::<$s>());
             }
-            let pairs = _mm256_maddubs_epi16(u, load32(x, 32 * $s));
-            acc = _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, scales.of::<$s>()));
+            steps.add(u, load32(steps.x, 32 * $s), scales.of::<$s>());
         )*};
     }
     step!(0 1 2 3 4 5 6 7);
-    acc
+    steps.acc
 }
 
-/// The integers `±g` of a block.
+/// Writes the integers `±g` of a block.
 #[inline]
 #[target_feature(enable = "avx2")]
 pub(in crate::quant) fn signed_integers(
     q: &mut [i8; 256],
     step_of: [usize; 8],
     signs: Signs,
-    eights: impl Fn(usize) -> __m256i,
+    eights: impl Fn(&mut Steps<'_>, usize) -> __m256i,
 ) {
+    let mut steps = Steps::new(&[0; 256]);
     macro_rules! step {
         ($($place:literal)*) => {$(
             let s = step_of[$place];
-            put32(q, s, signs.apply::<$place>(eights(s)));
+            put32(q, s, signs.apply::<$place>(eights(&mut steps, s)));
+        )*};
+    }
+    step!(0 1 2 3 4 5 6 7);
+}
+
+/// Writes the integers `u + repeated − by` of a block, for steps in order.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(in crate::quant) fn lowered_integers(
+    q: &mut [i8; 256],
+    repeated: &Repeated,
+    by: i8,
+    bytes: impl Fn(&mut Steps<'_>, usize) -> __m256i,
+) {
+    let mut steps = Steps::new(&[0; 256]);
+    macro_rules! step {
+        ($($s:literal)*) => {$(
+            let u = _mm256_add_epi8(bytes(&mut steps, $s), repeated.of::<$s>());
+            put32(q, $s, _mm256_sub_epi8(u, _mm256_set1_epi8(by)));
         )*};
     }
     step!(0 1 2 3 4 5 6 7);
