@@ -94,7 +94,8 @@ impl x86::block256::X86Block256<BYTES> for Iq1M {
     unsafe fn sums(block: &[u8; BYTES], x: &[u8; 256], x_sums: __m256i) -> (__m256i, __m256i) {
         let (indices, shifts) = unpacked(block);
         let scales = scales(block);
-        let raised = raised_sums(x, Some(shifts), Scales::of_groups(scales), |steps, s| eights(steps, &indices, s));
+        let raised =
+            raised_sums(x, Some(shifts), Scales::of_groups(scales), |steps, s| eights(steps, &indices, s));
         let share = _mm256_madd_epi16(_mm256_mullo_epi16(scales, _mm256_set1_epi16(RAISED)), x_sums);
         (_mm256_sub_epi32(raised, share), _mm256_setzero_si256())
     }
@@ -122,10 +123,8 @@ fn unpacked(block: &[u8; BYTES]) -> (Indices, Repeated) {
     let nibbles = _mm256_or_si256(bytes, _mm256_slli_epi16::<4>(bytes));
     let high = _mm256_and_si256(nibbles, _mm256_set1_epi8(7));
     let (a, b) = (_mm256_unpacklo_epi8(qs, high), _mm256_unpackhi_epi8(qs, high));
-    let indices = Indices::new(
-        _mm256_permute2x128_si256::<0x20>(a, b),
-        _mm256_permute2x128_si256::<0x31>(a, b),
-    );
+    let indices =
+        Indices::new(_mm256_permute2x128_si256::<0x20>(a, b), _mm256_permute2x128_si256::<0x31>(a, b));
     // Bit 3 becomes 2 where it is clear, 0 where it is set.
     let clear = _mm256_andnot_si256(nibbles, _mm256_set1_epi8(8));
     (indices, Repeated::new(_mm256_srli_epi16::<2>(clear)))

@@ -129,7 +129,7 @@ fn scales(block: &[u8; BYTES]) -> (Scales, __m256i) {
     let share = _mm256_mullo_epi16(scale, shift);
     let (first, last) = (_mm256_unpacklo_epi16(share, share), _mm256_unpackhi_epi16(share, share));
     (
-        Scales([_mm256_unpacklo_epi16(scale, scale), _mm256_unpackhi_epi16(scale, scale)]),
+        Scales::new(_mm256_unpacklo_epi16(scale, scale), _mm256_unpackhi_epi16(scale, scale)),
         _mm256_blend_epi32::<0b1111_0000>(first, last),
     )
 }

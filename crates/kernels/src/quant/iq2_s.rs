@@ -91,9 +91,9 @@ const FIELDS: i64 = 4 << 48 | 16 << 32 | 64 << 16 | 256;
 #[target_feature(enable = "avx2")]
 fn indices(block: &[u8; BYTES]) -> Indices {
     let high = _mm256_set1_epi64x(i64::from_le_bytes(block[66..].as_chunks::<8>().0[0]));
-    let half = |qs: usize, step: i64| {
+    let half = |qs: usize, step: u64| {
         // The byte of a step as four words, then bits 2·l up of word l moved to bit 8.
-        let four = |s: i64| (0x80 << 8 | s) * 0x0001_0001_0001_0001;
+        let four = |s: u64| ((0x80 << 8 | s) * 0x0001_0001_0001_0001).cast_signed();
         let to = _mm256_setr_epi64x(four(step), four(step + 1), four(step + 2), four(step + 3));
         let moved = _mm256_mullo_epi16(_mm256_shuffle_epi8(high, to), _mm256_set1_epi64x(FIELDS));
         let low = _mm256_cvtepu8_epi16(x86::load16(block, qs));

@@ -123,8 +123,13 @@ fn signs(w: __m256i) -> Signs {
 #[inline]
 #[target_feature(enable = "avx2")]
 fn scales(w: __m256i) -> Scales {
-    let top = _mm256_broadcastsi128_si256(_mm_setr_epi8(-1, 3, -1, 3, -1, 7, -1, 7, -1, 11, -1, 11, -1, 15, -1, 15));
+    let top = _mm256_broadcastsi128_si256(_mm_setr_epi8(
+        -1, 3, -1, 3, -1, 7, -1, 7, -1, 11, -1, 11, -1, 15, -1, 15,
+    ));
     // The bit below the four becomes the 1.
     let scale = _mm256_or_si256(_mm256_srli_epi16::<11>(_mm256_shuffle_epi8(w, top)), _mm256_set1_epi16(1));
-    Scales([_mm256_permute2x128_si256::<0x00>(scale, scale), _mm256_permute2x128_si256::<0x11>(scale, scale)])
+    Scales::new(
+        _mm256_permute2x128_si256::<0x00>(scale, scale),
+        _mm256_permute2x128_si256::<0x11>(scale, scale),
+    )
 }

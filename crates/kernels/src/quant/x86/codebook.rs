@@ -19,12 +19,8 @@ pub(in crate::quant) unsafe fn four_of<const N: usize>(codebook: &[u64; N], inde
     debug_assert!(index.iter().all(|&i| i < N));
     let at = |i: usize| codebook.as_ptr().wrapping_add(index[i]).cast::<f64>();
     // SAFETY: inside the codebook, as promised; loads of eight bytes need no alignment.
-    let (low, high) = unsafe {
-        (
-            _mm_loadh_pd(_mm_load_sd(at(0)), at(1)),
-            _mm_loadh_pd(_mm_load_sd(at(2)), at(3)),
-        )
-    };
+    let (low, high) =
+        unsafe { (_mm_loadh_pd(_mm_load_sd(at(0)), at(1)), _mm_loadh_pd(_mm_load_sd(at(2)), at(3))) };
     _mm256_castpd_si256(_mm256_set_m128d(high, low))
 }
 
@@ -97,6 +93,18 @@ impl<'a> Steps<'a> {
     fn add(&mut self, u: __m256i, x: __m256i, scale: __m256i) {
         let pairs = _mm256_maddubs_epi16(u, x);
         self.acc = _mm256_add_epi32(self.acc, _mm256_madd_epi16(pairs, scale));
+    }
+
+    /// The sums, complete before another row begins.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn end(self) -> __m256i {
+        let mut acc = self.acc;
+        // SAFETY: no instruction at all.
+        unsafe {
+            asm!("/* {acc} */", acc = inlateout(ymm_reg) acc, options(nomem, nostack, preserves_flags))
+        };
+        acc
     }
 }
 
@@ -206,9 +214,17 @@ fn halves_of_steps(eights: __m256i) -> __m256i {
 
 /// Scales in the order of places, one dword of two equal words each: places 0 to 3, then 4 to 7; the lower half for the first sixteen
 /// weights of a step, the upper for the others.
-pub(in crate::quant) struct Scales(pub(in crate::quant) [__m256i; 2]);
+pub(in crate::quant) struct Scales([__m256i; 2]);
 
 impl Scales {
+    /// From places 0 to 3 and 4 to 7.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub(in crate::quant) fn new(first: __m256i, last: __m256i) -> Scales {
+        // Seen through, the one shuffle of a step would become two.
+        Scales([opaque(first), opaque(last)])
+    }
+
     /// The scales of the step with place `P`, a word per pair of products.
     #[inline]
     #[target_feature(enable = "avx2")]
@@ -229,10 +245,10 @@ impl Scales {
         // Even groups below, odd ones above.
         let even = _mm_setr_epi8(0, 1, 0, 1, 4, 5, 4, 5, 8, 9, 8, 9, 12, 13, 12, 13);
         let to = _mm256_set_m128i(_mm_add_epi8(even, _mm_set1_epi8(2)), even);
-        Scales([
+        Scales::new(
             _mm256_shuffle_epi8(_mm256_permute2x128_si256::<0x00>(scales, scales), to),
             _mm256_shuffle_epi8(_mm256_permute2x128_si256::<0x11>(scales, scales), to),
-        ])
+        )
     }
 
     /// `2 · n + 1` from eight bytes of nibbles, a byte per step, the low nibble for its first sixteen weights.
@@ -240,17 +256,15 @@ impl Scales {
     #[target_feature(enable = "avx2")]
     pub(in crate::quant) fn odd_nibbles(bytes: &[u8], step_of: [usize; 8]) -> Scales {
         let both = _mm256_set1_epi64x(i64::from_le_bytes(bytes.as_chunks::<8>().0[0]));
-        let n = _mm256_and_si256(
-            _mm256_srlv_epi64(both, _mm256_setr_epi64x(0, 0, 4, 4)),
-            _mm256_set1_epi8(15),
-        );
+        let n =
+            _mm256_and_si256(_mm256_srlv_epi64(both, _mm256_setr_epi64x(0, 0, 4, 4)), _mm256_set1_epi8(15));
         let scales = _mm256_or_si256(_mm256_add_epi8(n, n), _mm256_set1_epi8(1));
         let places = |from: usize| {
             let step = |p: usize| 0x8000_8000u32.cast_signed() | (step_of[from + p] * 0x0001_0001) as i32;
             let to = _mm_setr_epi32(step(0), step(1), step(2), step(3));
             _mm256_shuffle_epi8(scales, _mm256_broadcastsi128_si256(to))
         };
-        Scales([places(0), places(4)])
+        Scales::new(places(0), places(4))
     }
 }
 
@@ -279,7 +293,7 @@ pub(in crate::quant) fn signed_sums(
         )*};
     }
     step!(0 1 2 3 4 5 6 7);
-    steps.acc
+    steps.end()
 }
 
 /// `Σ scale·(Σ u·x)` of a block in eight partial sums, for steps in order; `bytes` gives the unsigned `u` of a step, to
@@ -303,7 +317,7 @@ pub(in crate::quant) fn raised_sums(
         )*};
     }
     step!(0 1 2 3 4 5 6 7);
-    steps.acc
+    steps.end()
 }
 
 /// Writes the integers `±g` of a block.
