@@ -92,19 +92,29 @@ impl x86::block256::X86Block256<BYTES> for Iq1M {
     #[inline]
     #[target_feature(enable = "avx2")]
     unsafe fn sums(block: &[u8; BYTES], x: &[u8; 256], x_sums: __m256i) -> (__m256i, __m256i) {
-        let (indices, shifts) = unpacked(block);
-        let scales = scales(block);
-        let raised =
-            raised_sums(x, Some(shifts), Scales::of_groups(scales), |steps, s| eights(steps, &indices, s));
-        let share = _mm256_madd_epi16(_mm256_mullo_epi16(scales, _mm256_set1_epi16(RAISED)), x_sums);
-        (_mm256_sub_epi32(raised, share), _mm256_setzero_si256())
+        (sums(block, &indices(block), x, x_sums), _mm256_setzero_si256())
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn four_sums(
+        blocks: [&[u8; BYTES]; 4],
+        x: &[u8; 256],
+        x_sums: __m256i,
+    ) -> ([__m256i; 4], [__m256i; 4]) {
+        let [a, b, c, d] = blocks;
+        let [i, j, k, l] = [indices(a), indices(b), indices(c), indices(d)];
+        (
+            [sums(a, &i, x, x_sums), sums(b, &j, x, x_sums), sums(c, &k, x, x_sums), sums(d, &l, x, x_sums)],
+            [_mm256_setzero_si256(); 4],
+        )
     }
 
     #[inline]
     #[target_feature(enable = "avx2")]
     unsafe fn integers(block: &[u8; BYTES], q: &mut [i8; 256]) {
-        let (indices, shifts) = unpacked(block);
-        lowered_integers(q, &shifts, RAISED as i8, |steps, s| eights(steps, &indices, s));
+        let indices = indices(block);
+        lowered_integers(q, &shifts(block), RAISED as i8, |steps, s| eights(steps, &indices, s));
     }
 }
 
@@ -112,22 +122,46 @@ impl x86::block256::X86Block256<BYTES> for Iq1M {
 #[cfg(target_arch = "x86_64")]
 const RAISED: i16 = 9;
 
-/// The indices, and the shifts plus 1.
+/// Eight partial sums of a block's scaled products.
 #[cfg(target_arch = "x86_64")]
 #[inline]
 #[target_feature(enable = "avx2")]
-fn unpacked(block: &[u8; BYTES]) -> (Indices, Repeated) {
-    let qs = x86::load32(block, 0);
-    // A nibble per byte, under what belongs to the other.
+fn sums(block: &[u8; BYTES], indices: &Indices, x: &[u8; 256], x_sums: __m256i) -> __m256i {
+    let scales = scales(block);
+    let groups = Scales::of_groups(scales);
+    let raised = raised_sums(x, Some(shifts(block)), groups, |steps, s| eights(steps, indices, s));
+    let share = _mm256_madd_epi16(_mm256_mullo_epi16(scales, _mm256_set1_epi16(RAISED)), x_sums);
+    _mm256_sub_epi32(raised, share)
+}
+
+/// The nibbles of `high`, each with another above it.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx2")]
+fn nibbles(block: &[u8; BYTES]) -> __m256i {
     let bytes = _mm256_cvtepu8_epi16(x86::load16(block, 32));
-    let nibbles = _mm256_or_si256(bytes, _mm256_slli_epi16::<4>(bytes));
-    let high = _mm256_and_si256(nibbles, _mm256_set1_epi8(7));
+    _mm256_or_si256(bytes, _mm256_slli_epi16::<4>(bytes))
+}
+
+/// Eleven bits each.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx2")]
+fn indices(block: &[u8; BYTES]) -> Indices {
+    let qs = x86::load32(block, 0);
+    let high = _mm256_and_si256(nibbles(block), _mm256_set1_epi8(7));
     let (a, b) = (_mm256_unpacklo_epi8(qs, high), _mm256_unpackhi_epi8(qs, high));
-    let indices =
-        Indices::new(_mm256_permute2x128_si256::<0x20>(a, b), _mm256_permute2x128_si256::<0x31>(a, b));
+    Indices::new(_mm256_permute2x128_si256::<0x20>(a, b), _mm256_permute2x128_si256::<0x31>(a, b))
+}
+
+/// The shifts plus 1.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx2")]
+fn shifts(block: &[u8; BYTES]) -> Repeated {
     // Bit 3 becomes 2 where it is clear, 0 where it is set.
-    let clear = _mm256_andnot_si256(nibbles, _mm256_set1_epi8(8));
-    (indices, Repeated::new(_mm256_srli_epi16::<2>(clear)))
+    let clear = _mm256_andnot_si256(nibbles(block), _mm256_set1_epi8(8));
+    Repeated::new(_mm256_srli_epi16::<2>(clear))
 }
 
 /// `2·scale + 1` of the sixteen groups.

@@ -75,10 +75,22 @@ impl x86::block256::X86Block256<BYTES> for Iq1S {
     #[inline]
     #[target_feature(enable = "avx2")]
     unsafe fn sums(block: &[u8; BYTES], x: &[u8; 256], x_sums: __m256i) -> (__m256i, __m256i) {
-        let indices = indices(block);
-        let (scales, shares) = scales(block);
-        let raised = raised_sums(x, None, scales, |steps, s| eights(steps, &indices, s));
-        (_mm256_add_epi32(raised, _mm256_madd_epi16(shares, x_sums)), _mm256_setzero_si256())
+        (sums(block, &indices(block), x, x_sums), _mm256_setzero_si256())
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn four_sums(
+        blocks: [&[u8; BYTES]; 4],
+        x: &[u8; 256],
+        x_sums: __m256i,
+    ) -> ([__m256i; 4], [__m256i; 4]) {
+        let [a, b, c, d] = blocks;
+        let [i, j, k, l] = [indices(a), indices(b), indices(c), indices(d)];
+        (
+            [sums(a, &i, x, x_sums), sums(b, &j, x, x_sums), sums(c, &k, x, x_sums), sums(d, &l, x, x_sums)],
+            [_mm256_setzero_si256(); 4],
+        )
     }
 
     #[inline]
@@ -96,6 +108,16 @@ impl x86::block256::X86Block256<BYTES> for Iq1S {
 /// What makes the codebook unsigned.
 #[cfg(target_arch = "x86_64")]
 const RAISED: i8 = 8;
+
+/// Eight partial sums of a block's scaled products.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx2")]
+fn sums(block: &[u8; BYTES], indices: &Indices, x: &[u8; 256], x_sums: __m256i) -> __m256i {
+    let (scales, shares) = scales(block);
+    let raised = raised_sums(x, None, scales, |steps, s| eights(steps, indices, s));
+    _mm256_add_epi32(raised, _mm256_madd_epi16(shares, x_sums))
+}
 
 /// Eleven bits each.
 #[cfg(target_arch = "x86_64")]

@@ -66,11 +66,23 @@ impl x86::block256::X86Block256<BYTES> for Iq2S {
 
     #[inline]
     #[target_feature(enable = "avx2")]
-    unsafe fn sums(block: &[u8; BYTES], x: &[u8; 256], _x_sums: __m256i) -> (__m256i, __m256i) {
-        let (indices, signs) = (indices(block), Signs::new(x86::load32(block, 34)));
-        let scales = Scales::odd_nibbles(&block[74..], IN_ORDER);
-        let sums = signed_sums(x, IN_ORDER, signs, scales, |steps, s| eights(steps, &indices, s));
-        (sums, _mm256_setzero_si256())
+    unsafe fn sums(block: &[u8; BYTES], x: &[u8; 256], x_sums: __m256i) -> (__m256i, __m256i) {
+        (sums(block, &indices(block), x, x_sums), _mm256_setzero_si256())
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn four_sums(
+        blocks: [&[u8; BYTES]; 4],
+        x: &[u8; 256],
+        x_sums: __m256i,
+    ) -> ([__m256i; 4], [__m256i; 4]) {
+        let [a, b, c, d] = blocks;
+        let [i, j, k, l] = [indices(a), indices(b), indices(c), indices(d)];
+        (
+            [sums(a, &i, x, x_sums), sums(b, &j, x, x_sums), sums(c, &k, x, x_sums), sums(d, &l, x, x_sums)],
+            [_mm256_setzero_si256(); 4],
+        )
     }
 
     #[inline]
@@ -79,6 +91,16 @@ impl x86::block256::X86Block256<BYTES> for Iq2S {
         let (indices, signs) = (indices(block), Signs::new(x86::load32(block, 34)));
         signed_integers(q, IN_ORDER, signs, |steps, s| eights(steps, &indices, s));
     }
+}
+
+/// Eight partial sums of a block's scaled products.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx2")]
+fn sums(block: &[u8; BYTES], indices: &Indices, x: &[u8; 256], _x_sums: __m256i) -> __m256i {
+    let scales = Scales::odd_nibbles(&block[74..], IN_ORDER);
+    let signs = Signs::new(x86::load32(block, 34));
+    signed_sums(x, IN_ORDER, signs, scales, |steps, s| eights(steps, indices, s))
 }
 
 /// Powers of two, by words, that bring two bits from `2·l` to 8.

@@ -67,31 +67,59 @@ impl x86::block256::X86Block256<BYTES> for Iq2Xs {
 
     #[inline]
     #[target_feature(enable = "avx2")]
-    unsafe fn sums(block: &[u8; BYTES], x: &[u8; 256], _x_sums: __m256i) -> (__m256i, __m256i) {
-        let (indices, signs) = unpacked(block);
-        let scales = Scales::odd_nibbles(&block[66..], BY_HALVES);
-        let sums = signed_sums(x, BY_HALVES, signs, scales, |steps, s| eights(steps, &indices, s));
-        (sums, _mm256_setzero_si256())
+    unsafe fn sums(block: &[u8; BYTES], x: &[u8; 256], x_sums: __m256i) -> (__m256i, __m256i) {
+        (sums(block, &indices(block), x, x_sums), _mm256_setzero_si256())
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn four_sums(
+        blocks: [&[u8; BYTES]; 4],
+        x: &[u8; 256],
+        x_sums: __m256i,
+    ) -> ([__m256i; 4], [__m256i; 4]) {
+        let [a, b, c, d] = blocks;
+        let [i, j, k, l] = [indices(a), indices(b), indices(c), indices(d)];
+        (
+            [sums(a, &i, x, x_sums), sums(b, &j, x, x_sums), sums(c, &k, x, x_sums), sums(d, &l, x, x_sums)],
+            [_mm256_setzero_si256(); 4],
+        )
     }
 
     #[inline]
     #[target_feature(enable = "avx2")]
     unsafe fn integers(block: &[u8; BYTES], q: &mut [i8; 256]) {
-        let (indices, signs) = unpacked(block);
-        signed_integers(q, BY_HALVES, signs, |steps, s| eights(steps, &indices, s));
+        let indices = indices(block);
+        signed_integers(q, BY_HALVES, signs(block), |steps, s| eights(steps, &indices, s));
     }
 }
 
+/// Eight partial sums of a block's scaled products.
 #[cfg(target_arch = "x86_64")]
 #[inline]
 #[target_feature(enable = "avx2")]
-fn unpacked(block: &[u8; BYTES]) -> (Indices, Signs) {
-    let (a, b) = (x86::load32(block, 2), x86::load32(block, 34));
+fn sums(block: &[u8; BYTES], indices: &Indices, x: &[u8; 256], _x_sums: __m256i) -> __m256i {
+    let scales = Scales::odd_nibbles(&block[66..], BY_HALVES);
+    signed_sums(x, BY_HALVES, signs(block), scales, |steps, s| eights(steps, indices, s))
+}
+
+/// Nine bits each.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx2")]
+fn indices(block: &[u8; BYTES]) -> Indices {
     let nine = _mm256_set1_epi16(511);
-    let indices = Indices::new(_mm256_and_si256(a, nine), _mm256_and_si256(b, nine));
-    // Packing takes the lower halves first.
-    let sevens = _mm256_packus_epi16(_mm256_srli_epi16::<9>(a), _mm256_srli_epi16::<9>(b));
-    (indices, Signs::new(even_signs(sevens)))
+    let nine_of = |at| _mm256_and_si256(x86::load32(block, at), nine);
+    Indices::new(nine_of(2), nine_of(34))
+}
+
+/// The seven bits above. Packing takes the lower halves first.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx2")]
+fn signs(block: &[u8; BYTES]) -> Signs {
+    let seven_of = |at| _mm256_srli_epi16::<9>(x86::load32(block, at));
+    Signs::new(even_signs(_mm256_packus_epi16(seven_of(2), seven_of(34))))
 }
 
 #[cfg(target_arch = "x86_64")]
