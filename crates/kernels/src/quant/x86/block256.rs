@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use super::avx512::load64;
 use super::tile::{self, Panel};
-use super::{four_totals, four_units, load32, tile512};
+use super::{four_totals, four_units, load32, signed_pairs, tile512};
 use crate::activation::Q8kRow;
 use crate::quant::block256::{Block256, u32_at};
 use crate::{Kernels, TILE_ROWS};
@@ -49,14 +49,19 @@ pub(in crate::quant) trait X86Block256<const N: usize>: Block256<N> {
         unsafe { (_mm256_loadu_si256(scale.as_ptr().cast()), _mm256_loadu_si256(min.as_ptr().cast())) }
     }
 
-    /// Products of the 32 integers from `32 · s` with `x`, as sixteen sums of neighbouring two.
+    /// Products of the 32 integers from `32 · s` with `x`, as sixteen sums of neighbouring two. Not used where a format has its own
+    /// [`X86Block256::sums`].
     ///
     /// # Safety
     /// AVX2.
     #[inline]
     #[target_feature(enable = "avx2")]
-    unsafe fn pairs(_block: &[u8; N], _s: usize, _x: __m256i) -> __m256i {
-        unreachable!("this format has its own sums")
+    unsafe fn pairs(block: &[u8; N], s: usize, x: __m256i) -> __m256i {
+        let mut q = [0; 256];
+        Self::quants(block, &mut q);
+        // SAFETY: thirty-two readable bytes; the load needs no alignment.
+        let q = unsafe { _mm256_loadu_si256(q.as_chunks::<32>().0[s].as_ptr().cast()) };
+        signed_pairs(q, x)
     }
 
     /// The 64 integers from `64 · s` with their offset as unsigned bytes, of which those with a bit set in the mask count negative.
@@ -64,7 +69,15 @@ pub(in crate::quant) trait X86Block256<const N: usize>: Block256<N> {
     ///
     /// # Safety
     /// AVX-512 F, BW and VL.
-    unsafe fn wide(block: &[u8; N], s: usize) -> (__m512i, u64);
+    #[inline]
+    #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl")]
+    unsafe fn wide(block: &[u8; N], s: usize) -> (__m512i, u64) {
+        let mut q = [0; 256];
+        Self::quants(block, &mut q);
+        // SAFETY: sixty-four readable bytes; the load needs no alignment.
+        let q = unsafe { _mm512_loadu_si512(q.as_chunks::<64>().0[s].as_ptr().cast()) };
+        (_mm512_add_epi8(q, _mm512_set1_epi8(Self::WIDE_OFFSET as u8 as i8)), 0)
+    }
 
     /// Eight partial sums each of `Σ scale·(Σ q·x)` and of `Σ min·t` (zero without minima), `t` being the sums of sixteen `x`.
     ///
@@ -92,6 +105,31 @@ pub(in crate::quant) trait X86Block256<const N: usize>: Block256<N> {
             acc = _mm256_sub_epi32(acc, _mm256_mullo_epi32(share, _mm256_set1_epi32(Self::OFFSET)));
         }
         (acc, if Self::MIN { _mm256_madd_epi16(mins, x_sums) } else { _mm256_setzero_si256() })
+    }
+
+    /// The same for the blocks of four rows. Formats that look weights up override it, to have the indices of all four on their way
+    /// before the first is needed.
+    ///
+    /// # Safety
+    /// AVX2.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn four_sums(
+        blocks: [&[u8; N]; 4],
+        x: &[u8; 256],
+        x_sums: __m256i,
+    ) -> ([__m256i; 4], [__m256i; 4]) {
+        let [a, b, c, d] = blocks;
+        // SAFETY: AVX2 is on.
+        let ((p0, m0), (p1, m1), (p2, m2), (p3, m3)) = unsafe {
+            (
+                Self::sums(a, x, x_sums),
+                Self::sums(b, x, x_sums),
+                Self::sums(c, x, x_sums),
+                Self::sums(d, x, x_sums),
+            )
+        };
+        ([p0, p1, p2, p3], [m0, m1, m2, m3])
     }
 
     /// The block's integers, for a tile.
@@ -151,14 +189,7 @@ macro_rules! rows {
                 let x_q = &x.q.as_chunks::<256>().0[b];
                 let x_sums = load32(x.sums, 32 * b);
                 // SAFETY: this function has its features.
-                let ((p0, m0), (p1, m1), (p2, m2), (p3, m3)) = unsafe {
-                    (
-                        $sums(w0, x_q, x_sums),
-                        $sums(w1, x_q, x_sums),
-                        $sums(w2, x_q, x_sums),
-                        $sums(w3, x_q, x_sums),
-                    )
-                };
+                let (products, mins) = unsafe { $sums([w0, w1, w2, w3], x_q, x_sums) };
                 let (mut d, mut dmin) =
                     four_units([B::halves(w0), B::halves(w1), B::halves(w2), B::halves(w3)]);
                 if B::UNIT_FACTOR != 1.0 {
@@ -166,9 +197,9 @@ macro_rules! rows {
                     dmin = _mm_mul_ps(dmin, _mm_set1_ps(B::UNIT_FACTOR));
                 }
                 // The same operations in the same order as `term`.
-                let mut t = _mm_mul_ps(d, _mm_cvtepi32_ps(four_totals([p0, p1, p2, p3])));
+                let mut t = _mm_mul_ps(d, _mm_cvtepi32_ps(four_totals(products)));
                 if B::MIN {
-                    let mins = _mm_cvtepi32_ps(four_totals([m0, m1, m2, m3]));
+                    let mins = _mm_cvtepi32_ps(four_totals(mins));
                     t = _mm_sub_ps(t, _mm_mul_ps(dmin, mins));
                 }
                 total = _mm_add_ps(total, _mm_mul_ps(_mm_set1_ps(x.d(b)), t));
@@ -181,8 +212,32 @@ macro_rules! rows {
     };
 }
 
-rows!(rows_avx2, four_avx2, "avx2,f16c", B::sums);
-rows!(rows_avx512, four_avx512, "avx2,f16c,avx512f,avx512bw,avx512vl,avx512vnni", sums_avx512::<B, N>);
+rows!(rows_avx2, four_avx2, "avx2,f16c", B::four_sums);
+rows!(rows_avx512, four_avx512, "avx2,f16c,avx512f,avx512bw,avx512vl,avx512vnni", four_sums_avx512::<B, N>);
+
+/// [`X86Block256::four_sums`] with AVX-512.
+///
+/// # Safety
+/// The features named.
+#[inline]
+#[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512vnni")]
+unsafe fn four_sums_avx512<B: X86Block256<N>, const N: usize>(
+    blocks: [&[u8; N]; 4],
+    x: &[u8; 256],
+    x_sums: __m256i,
+) -> ([__m256i; 4], [__m256i; 4]) {
+    let [a, b, c, d] = blocks;
+    // SAFETY: this function has its features.
+    let ((p0, m0), (p1, m1), (p2, m2), (p3, m3)) = unsafe {
+        (
+            sums_avx512::<B, N>(a, x, x_sums),
+            sums_avx512::<B, N>(b, x, x_sums),
+            sums_avx512::<B, N>(c, x, x_sums),
+            sums_avx512::<B, N>(d, x, x_sums),
+        )
+    };
+    ([p0, p1, p2, p3], [m0, m1, m2, m3])
+}
 
 /// [`X86Block256::sums`] with AVX-512.
 ///
