@@ -15,6 +15,7 @@ compile_error!("model files and activation rows are little endian, and the kerne
 
 mod activation;
 mod aligned;
+pub mod ceilings;
 mod format;
 mod isa;
 mod matmul;
