@@ -22,6 +22,8 @@ help_of! {
     logits: "logits --help",
     eval: "eval --help",
     bench: "bench --help",
+    bench_speed: "bench speed --help",
+    bench_kernels: "bench kernels --help",
 }
 
 #[test]

@@ -1,6 +1,9 @@
 //! `slotbank bench`: what measurements need, one file per subcommand.
 
+pub(crate) mod kernels;
 pub(crate) mod make_model;
+mod measure;
+pub(crate) mod speed;
 
 use std::process::ExitCode;
 
@@ -17,11 +20,15 @@ pub(crate) struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Bench {
+    Speed(speed::Args),
+    Kernels(kernels::Args),
     MakeModel(make_model::Args),
 }
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     match &args.command {
+        Bench::Speed(args) => speed::run(args),
+        Bench::Kernels(args) => kernels::run(args),
         Bench::MakeModel(args) => make_model::run(args),
     }
 }

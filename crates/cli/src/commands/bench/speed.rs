@@ -1,0 +1,358 @@
+//! `slotbank bench speed`: tokens per second of a whole model, the way llama.cpp's own benchmark counts them: a prompt of N
+//! tokens into an empty cache, and N single tokens one after the other, each over several rounds after a warm-up.
+//!
+//! The tokens are given, never sampled: another engine that gets the same ids does the same work, and routes alike.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use engine::{Sequence, Want};
+use experts::Counters;
+use files::Class;
+use serde::Serialize;
+
+use super::measure::{Cpu, Spread, Took, per_second, timed};
+use crate::args::{BankArgs, ModelPath};
+use crate::session::{self, Session};
+use crate::ui::error::{Failure, Report};
+use crate::ui::table::{Align, Table};
+use crate::ui::{self, units};
+
+/// Measure tokens per second of prefill and decode, end to end
+#[derive(Debug, clap::Args)]
+#[command(after_help = AFTER_HELP)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    model: ModelPath,
+    /// Prompt lengths to measure, separated by commas; 0 measures none
+    #[arg(
+        long,
+        value_name = "N,…",
+        value_delimiter = ',',
+        default_value = "512",
+        help_heading = "What to measure",
+        alias = "n-prompt"
+    )]
+    prompt: Vec<usize>,
+    /// Tokens to decode one by one in each round; 0 measures none
+    #[arg(long, value_name = "N", default_value_t = 128, help_heading = "What to measure", alias = "n-gen")]
+    r#gen: usize,
+    /// Positions already in the cache when decoding starts
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "What to measure")]
+    depth: usize,
+    /// Rounds that count
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..), help_heading = "What to measure")]
+    rounds: u32,
+    /// Rounds before them at most: they end early when no empty slot was filled in the last one
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..), help_heading = "What to measure")]
+    warm_up: u32,
+    /// Token ids to run, as plain numbers or JSON (see make-model --stream) [default: a fixed list]
+    #[arg(long, value_name = "FILE", help_heading = "What to measure")]
+    tokens: Option<PathBuf>,
+    #[command(flatten)]
+    bank: BankArgs,
+    /// Print every round as JSON
+    #[arg(long, help_heading = "Output")]
+    json: bool,
+    /// Do not show the memory plan
+    #[arg(short, long, help_heading = "Output")]
+    quiet: bool,
+}
+
+const AFTER_HELP: &str = "\
+round r runs the r-th window of the tokens, which begin again at their end; round 0 is the warm-up.
+The cache is emptied before each round; the bank is not.";
+
+/// Everything one run measured; tools/bench/llama_bench.py prints the same shape for llama.cpp.
+#[derive(Debug, Serialize)]
+struct Outcome {
+    engine: &'static str,
+    version: &'static str,
+    model: String,
+    architecture: String,
+    n_vocab: u32,
+    backend: String,
+    reader: String,
+    threads: usize,
+    /// As typed on the command line, with defaults filled in.
+    options: engine::EngineOptions,
+    slots: Option<u32>,
+    warm_up_rounds: u32,
+    tests: Vec<Test>,
+}
+
+/// One measure over all its rounds.
+#[derive(Debug, Serialize)]
+struct Test {
+    test: &'static str,
+    /// Tokens per round.
+    tokens: usize,
+    tokens_per_s: Spread,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cpu_s_per_token: Option<Spread>,
+    bytes_read_per_token: Spread,
+    stall_ms_per_token: Spread,
+    rounds: Vec<Round>,
+    /// The likeliest token after each of the first warm-up round's outputs: two engines that agree do the same work.
+    likeliest: Vec<u32>,
+}
+
+/// One round.
+#[derive(Debug, Serialize)]
+struct Round {
+    #[serde(flatten)]
+    took: Took,
+    tokens_per_s: f64,
+    /// Expert bytes read.
+    bytes_read: u64,
+    /// Time for which nothing could be computed because reads were outstanding.
+    stall_ns: u64,
+    hits: u64,
+    misses: u64,
+    /// Experts that went to slots never used before: a cold bank is still filling.
+    cold: u64,
+}
+
+/// What a test does in one round.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Prefill,
+    Decode { depth: usize },
+}
+
+pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
+    let plan = tests(args)?;
+    let model = session::open(args.model.path(), args.model.sidecar.as_deref())?;
+    let given = args.tokens.as_deref().map(read_tokens).transpose()?;
+    let mut session = session::load(&model, &args.bank, args.quiet || args.json)?;
+    let info = session.engine.model();
+    let tokens = given.unwrap_or_else(|| fixed_tokens(info.n_vocab));
+    let (architecture, n_vocab) = (info.architecture.clone(), info.n_vocab);
+    let mut sequence = session.engine.new_sequence()?;
+    let (mut measured, mut warm_up_rounds) = (Vec::new(), 0);
+    for (kind, n) in plan {
+        let mut bench = Bench { session: &mut session, sequence: &mut sequence, tokens: &tokens, kind, n };
+        let (test, warmed) = bench.measure(args.rounds, args.warm_up)?;
+        warm_up_rounds = warm_up_rounds.max(warmed);
+        measured.push(test);
+    }
+    let (engine, stats) = (&session.engine, session.engine.stats());
+    let outcome = Outcome {
+        engine: "slotbank",
+        version: env!("CARGO_PKG_VERSION"),
+        model: model.name,
+        architecture,
+        n_vocab,
+        backend: stats.backend,
+        reader: stats.reader,
+        threads: engine.options().threads(),
+        options: engine.options().clone(),
+        slots: engine.memory_plan().bank.as_ref().map(experts::BankPlan::slots_total),
+        warm_up_rounds,
+        tests: measured,
+    };
+    session.finish()?;
+    if args.json {
+        ui::print_json(&outcome)?
+    } else {
+        ui::print(table(&outcome))?
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The measures asked for, in order.
+fn tests(args: &Args) -> Result<Vec<(Kind, usize)>, Failure> {
+    let prefill = args.prompt.iter().filter(|&&n| n > 0).map(|&n| (Kind::Prefill, n));
+    let decode = (args.r#gen > 0).then_some((Kind::Decode { depth: args.depth }, args.r#gen));
+    let tests: Vec<_> = prefill.chain(decode).collect();
+    if tests.is_empty() {
+        return Err(Failure::usage(
+            "there is nothing to measure",
+            "give --prompt or --gen more than 0 tokens",
+        ));
+    }
+    Ok(tests)
+}
+
+fn read_tokens(path: &Path) -> Result<Vec<u32>, Failure> {
+    let text =
+        std::fs::read_to_string(path).map_err(|e| Failure::file("cannot read the tokens", path, &e))?;
+    match parse_tokens(&text) {
+        Ok(tokens) if !tokens.is_empty() => Ok(tokens),
+        parsed => Err(Report::new(Class::BadFile, "bad token list")
+            .place(path.display().to_string())
+            .why(parsed.err().unwrap_or_else(|| "it holds none".into()))
+            .hint("ids separated by blanks or commas, or JSON: a list, or an object with \"tokens\"")
+            .into()),
+    }
+}
+
+/// Plain ids, or JSON as `bench make-model --stream` writes it.
+fn parse_tokens(text: &str) -> Result<Vec<u32>, String> {
+    if text.trim_start().starts_with(['[', '{']) {
+        let value: serde_json::Value = serde_json::from_str(text).map_err(|e| e.to_string())?;
+        let list = value.get("tokens").unwrap_or(&value).clone();
+        return serde_json::from_value(list).map_err(|e| e.to_string());
+    }
+    let words = text.split(|c: char| c.is_whitespace() || c == ',').filter(|word| !word.is_empty());
+    words.map(|word| word.parse().map_err(|_| format!("`{word}` is no token id"))).collect()
+}
+
+/// Tokens of no meaning, the same everywhere; tools/bench/common.py has the same list.
+fn fixed_tokens(n_vocab: u32) -> Vec<u32> {
+    let mut state = 1u32;
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) % n_vocab
+    };
+    (0..1 << 16).map(|_| next()).collect()
+}
+
+/// Window `index` of `n` tokens; after the last comes the first again.
+fn window(tokens: &[u32], index: usize, n: usize) -> Vec<u32> {
+    tokens.iter().cycle().skip(index * n % tokens.len()).take(n).copied().collect()
+}
+
+fn likeliest(logits: &[f32]) -> u32 {
+    let best = logits
+        .iter()
+        .enumerate()
+        .fold((0, f32::NEG_INFINITY), |best, (id, &logit)| if logit > best.1 { (id, logit) } else { best });
+    best.0 as u32
+}
+
+/// One test under way.
+struct Bench<'a> {
+    session: &'a mut Session,
+    sequence: &'a mut Sequence,
+    tokens: &'a [u32],
+    kind: Kind,
+    n: usize,
+}
+
+impl Bench<'_> {
+    /// Warms up, then measures; also how many rounds the warm-up took.
+    fn measure(&mut self, rounds: u32, warm_up: u32) -> Result<(Test, u32), Failure> {
+        let (mut likeliest, mut warmed) = (Vec::new(), 0);
+        while warmed < warm_up {
+            let cold = self.round(warmed as usize, (warmed == 0).then_some(&mut likeliest))?.cold;
+            warmed += 1;
+            if cold == 0 {
+                break;
+            }
+        }
+        let first = warmed as usize;
+        let rounds = (first..first + rounds as usize)
+            .map(|index| self.round(index, None))
+            .collect::<Result<Vec<_>, _>>()?;
+        let n = self.n as f64;
+        let spread = |figure: &dyn Fn(&Round) -> f64| {
+            Spread::of(rounds.iter().map(figure)).expect("one round at least")
+        };
+        let cpu =
+            rounds.iter().map(|r| r.took.cpu_ns.map(|ns| ns as f64 / 1e9 / n)).collect::<Option<Vec<_>>>();
+        let test = Test {
+            test: if self.kind == Kind::Prefill { "prefill" } else { "decode" },
+            tokens: self.n,
+            tokens_per_s: spread(&|r| r.tokens_per_s),
+            cpu_s_per_token: cpu.and_then(Spread::of),
+            bytes_read_per_token: spread(&|r| r.bytes_read as f64 / n),
+            stall_ms_per_token: spread(&|r| r.stall_ns as f64 / 1e6 / n),
+            rounds,
+            likeliest,
+        };
+        Ok((test, warmed))
+    }
+
+    /// One round over window `index`, into an emptied cache. Only the passes that count are timed.
+    fn round(&mut self, index: usize, mut seen: Option<&mut Vec<u32>>) -> Result<Round, Failure> {
+        let (session, sequence) = (&mut *self.session, &mut *self.sequence);
+        sequence.truncate(0);
+        let ids = window(self.tokens, index, self.n);
+        if let Kind::Decode { depth } = self.kind
+            && depth > 0
+        {
+            session.engine.forward(sequence, &window(self.tokens, 0, depth), Want::None, &mut |_, _| ())?;
+        }
+        let pass = if self.kind == Kind::Prefill { self.n } else { 1 };
+        let before = session.counters().unwrap_or_default();
+        let (done, took) = timed(Cpu::Process, || {
+            ids.chunks(pass).try_for_each(|ids| {
+                session.engine.forward(sequence, ids, Want::Last, &mut |_, logits| {
+                    if let Some(seen) = seen.as_deref_mut() {
+                        seen.push(likeliest(logits));
+                    }
+                })
+            })
+        });
+        done?;
+        let after = session.counters().unwrap_or_default();
+        let delta = |field: fn(&Counters) -> u64| field(&after) - field(&before);
+        Ok(Round {
+            took,
+            tokens_per_s: per_second(self.n as f64, took.wall_ns),
+            bytes_read: delta(|c| c.bytes_read),
+            stall_ns: delta(|c| c.stall_ns),
+            hits: delta(|c| c.hits),
+            misses: delta(|c| c.misses),
+            cold: delta(|c| c.cold),
+        })
+    }
+}
+
+fn table(outcome: &Outcome) -> String {
+    let mut table =
+        Table::new(&[Align::Left, Align::Right, Align::Right, Align::Right, Align::Right, Align::Right]);
+    table.row(["", "tokens/s", "min – max", "CPU s/token", "read/token", "stall/token"]);
+    for test in &outcome.tests {
+        let speed = test.tokens_per_s;
+        table.row([
+            format!("{} {}", test.test, test.tokens),
+            format!("{:.2}", speed.median),
+            format!("{:.2} – {:.2}", speed.min, speed.max),
+            test.cpu_s_per_token.map_or_else(|| "–".into(), |cpu| format!("{:.4}", cpu.median)),
+            units::bytes(test.bytes_read_per_token.median as u64),
+            format!("{:.2} ms", test.stall_ms_per_token.median),
+        ]);
+    }
+    format!("{}\n{} · {} · reader {}", table.render("  "), outcome.model, outcome.backend, outcome.reader)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn windows_follow_each_other_and_wrap() {
+        let tokens = [0, 1, 2, 3, 4];
+        assert_eq!(window(&tokens, 0, 2), [0, 1]);
+        assert_eq!(window(&tokens, 1, 2), [2, 3]);
+        assert_eq!(window(&tokens, 2, 2), [4, 0]);
+        assert_eq!(window(&tokens, 1, 7), [2, 3, 4, 0, 1, 2, 3]);
+    }
+
+    #[test]
+    fn token_lists_are_numbers_or_json() {
+        for text in ["1 2\n3", "1,2, 3\n", "[1, 2, 3]", "{\"tokens\": [1,2,3], \"text\": \"x\"}"] {
+            assert_eq!(parse_tokens(text), Ok(vec![1, 2, 3]), "{text}");
+        }
+        for text in ["1 x", "[1, -2]", "{\"ids\": [1]}", "[1", "4294967296"] {
+            assert!(parse_tokens(text).is_err(), "{text}");
+        }
+        assert_eq!(parse_tokens(" "), Ok(vec![]));
+    }
+
+    #[test]
+    fn fixed_tokens_are_in_the_vocabulary_and_differ() {
+        let tokens = fixed_tokens(100);
+        assert!(tokens.iter().all(|&id| id < 100));
+        assert!(tokens.iter().collect::<std::collections::BTreeSet<_>>().len() > 90);
+        // Held equal with tools/bench/common.py.
+        assert_eq!(fixed_tokens(1000)[..4], [65, 333, 777, 978]);
+    }
+
+    #[test]
+    fn the_first_of_equals_is_likeliest() {
+        assert_eq!(likeliest(&[0.0, 3.0, 3.0, -1.0]), 1);
+    }
+}

@@ -1,0 +1,146 @@
+//! `bench speed` and `bench kernels`: shapes and counts, never speeds.
+
+use crate::support::{Place, silent};
+
+#[test]
+fn speed_measures_what_was_asked_and_counts_tokens() {
+    let place = Place::new();
+    silent().write(&place.path("m.gguf"));
+    let done = place
+        .run(
+            "bench speed m.gguf --prompt 7,20 --gen 5 --depth 3 --rounds 3 --bank all -t 2 --ubatch 8 --json",
+        )
+        .expect(0);
+    assert_eq!(done.stderr, "");
+    let json = done.json();
+    assert_eq!(
+        (
+            json["engine"].as_str(),
+            json["n_vocab"].as_u64(),
+            json["threads"].as_u64(),
+            json["warm_up_rounds"].as_u64()
+        ),
+        (Some("slotbank"), Some(288), Some(2), Some(1))
+    );
+    assert_eq!(json["options"]["ubatch"], 8);
+    let tests = json["tests"].as_array().expect("tests");
+    let shape: Vec<_> = tests
+        .iter()
+        .map(|t| (t["test"].as_str().expect("a name"), t["tokens"].as_u64().expect("a count")))
+        .collect();
+    assert_eq!(shape, [("prefill", 7), ("prefill", 20), ("decode", 5)]);
+    for test in tests {
+        let rounds = test["rounds"].as_array().expect("rounds");
+        assert_eq!(rounds.len(), 3);
+        let speed = |key: &str| test["tokens_per_s"][key].as_f64().expect("a number");
+        assert!(0.0 < speed("min") && speed("min") <= speed("median") && speed("median") <= speed("max"));
+        for round in rounds {
+            assert!(round["wall_ns"].as_u64() > Some(0));
+            // Everything is resident: nothing is read, nothing missed.
+            assert_eq!((round["bytes_read"].as_u64(), round["misses"].as_u64()), (Some(0), Some(0)));
+            assert!(round["hits"].as_u64() > Some(0));
+        }
+    }
+    // One for a prompt's last position, one for each single token.
+    let likeliest = |i: usize| tests[i]["likeliest"].as_array().expect("ids").len();
+    assert_eq!([likeliest(0), likeliest(1), likeliest(2)], [1, 3, 5]);
+}
+
+#[test]
+fn speed_runs_the_given_tokens_and_any_bank_computes_the_same() {
+    let place = Place::new();
+    silent().write(&place.path("m.gguf"));
+    std::fs::write(place.path("ids.json"), "{\"tokens\": [5, 80, 9, 200, 31, 7], \"text\": \"\"}")
+        .expect("written");
+    std::fs::write(place.path("ids.txt"), "5 80\n9,200, 31 7\n").expect("written");
+    let run = |extra: &str| {
+        let args = format!("bench speed m.gguf --prompt 0 --gen 6 --rounds 2 --warm-up 3 --json {extra}");
+        place.run(&args).expect(0).json()
+    };
+    let ids = |json: &serde_json::Value| json["tests"][0]["likeliest"].clone();
+    let (all, few) = (run("--tokens ids.json --bank all"), run("--tokens ids.txt --bank 3"));
+    assert_eq!(ids(&all), ids(&few));
+    assert_ne!(ids(&all), ids(&run("--bank all")));
+    // Three slots per layer cannot hold what six tokens use: experts are read in every round.
+    let rounds = few["tests"][0]["rounds"].as_array().expect("rounds").clone();
+    assert!(
+        rounds.iter().all(|r| r["bytes_read"].as_u64() > Some(0) && r["misses"].as_u64() > Some(0)),
+        "{rounds:?}"
+    );
+    assert!(few["tests"][0]["bytes_read_per_token"]["median"].as_f64() > Some(0.0));
+}
+
+#[test]
+fn speed_prints_a_table() {
+    let place = Place::new();
+    silent().write(&place.path("m.gguf"));
+    let done = place.run("bench speed m.gguf --prompt 4 --gen 2 --rounds 1 --bank all -q").expect(0);
+    assert!(done.stdout.contains("prefill 4") && done.stdout.contains("decode 2"), "{}", done.stdout);
+    assert!(done.stdout.contains("m.gguf · cpu"), "{}", done.stdout);
+}
+
+#[test]
+fn speed_refuses_what_it_cannot_run() {
+    let place = Place::new();
+    silent().write(&place.path("m.gguf"));
+    std::fs::write(place.path("bad.txt"), "1 two").expect("written");
+    std::fs::write(place.path("empty.txt"), " \n").expect("written");
+    std::fs::write(place.path("large.txt"), "288").expect("written");
+    for (extra, code) in [
+        ("--prompt 0 --gen 0", 2),
+        ("--rounds 0", 2),
+        ("--tokens missing.txt", 2),
+        ("--tokens bad.txt", 3),
+        ("--tokens empty.txt", 3),
+        ("--tokens large.txt", 2),
+        ("--prompt 100000 --gen 0", 5),
+    ] {
+        let done = place.run(&format!("bench speed m.gguf --json {extra}")).expect(code);
+        assert_eq!(done.stdout, "", "{extra}");
+    }
+}
+
+#[test]
+fn kernels_measures_every_figure_of_the_formats_asked_for() {
+    let place = Place::new();
+    let done = place
+        .run("bench kernels --formats q4_k,F32 --columns 3,0 --working-set 1 --n-in 512 --n-out 8 --rounds 2 -t 2 --json")
+        .expect(0);
+    let json = done.json();
+    let positive = |pair: &serde_json::Value| {
+        for side in ["one", "all"] {
+            let [min, median, max] =
+                ["min", "median", "max"].map(|key| pair[side][key].as_f64().expect("a number"));
+            assert!(0.0 < min && min <= median && median <= max, "{pair}");
+            assert_eq!(pair[side]["rounds"].as_array().map(Vec::len), Some(2));
+        }
+    };
+    for ceiling in
+        ["read_gb_per_s", "int8_gop_per_s", "int8_narrow_gop_per_s", "int16_gop_per_s", "f32_gflop_per_s"]
+    {
+        positive(&json["ceilings"][ceiling]);
+    }
+    let formats = json["formats"].as_array().expect("formats");
+    let names: Vec<_> = formats.iter().map(|f| f["format"].as_str().expect("a name")).collect();
+    assert_eq!(names, ["Q4_K", "F32"]);
+    for (format, bits) in formats.iter().zip([4.5, 32.0]) {
+        assert_eq!(format["bits_per_weight"].as_f64(), Some(bits));
+        positive(&format["decode_gb_per_s"]);
+        positive(&format["decode_gweights_per_s"]);
+        let ratio = |key: &str| format[key]["one"]["median"].as_f64().expect("a number");
+        assert!((ratio("decode_gb_per_s") * 8.0 / bits / ratio("decode_gweights_per_s") - 1.0).abs() < 1e-9);
+        let prefill = format["prefill"].as_array().expect("prefill");
+        assert_eq!((prefill.len(), prefill[0]["columns"].as_u64()), (1, Some(3)));
+        positive(&prefill[0]["gflop_per_s"]);
+    }
+}
+
+#[test]
+fn kernels_knows_its_formats() {
+    let place = Place::new();
+    let done = place.run("bench kernels --formats none --working-set 1 --rounds 1").expect(0);
+    assert!(done.stdout.contains("memory read") && done.stdout.contains("GB/s"), "{}", done.stdout);
+    let done = place.run("bench kernels --formats Q9_Z").expect(2);
+    assert!(done.stderr.contains("Q9_Z") && done.stderr.contains("IQ1_M"), "{}", done.stderr);
+    place.run("bench kernels --n-in 100").expect(2);
+}
