@@ -12,10 +12,10 @@ import datetime
 import hashlib
 import json
 import os
-import platform
-import statistics
 import subprocess
 import sys
+
+from common import alternating, commit, machine, summary, write_receipt
 
 PROMPT = "Once upon a time"
 
@@ -50,34 +50,6 @@ def figures(output, cpu):
     }
 
 
-def summary(rounds):
-    """Median, minimum and maximum of each number."""
-    keys = rounds[0].keys()
-    return {key: {"median": statistics.median(r[key] for r in rounds), "min": min(r[key] for r in rounds),
-                  "max": max(r[key] for r in rounds)} for key in keys}
-
-
-def machine():
-    """What ran it, without names of the machine."""
-    cpu, memory = platform.processor(), 0
-    try:
-        with open("/proc/cpuinfo") as lines:
-            cpu = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-        with open("/proc/meminfo") as lines:
-            memory = int(next(lines).split()[1]) * 1024
-    except (OSError, StopIteration):
-        pass
-    return {"cpu": cpu, "cores": os.cpu_count(), "memory_bytes": memory, "system": platform.system(),
-            "machine": platform.machine()}
-
-
-def commit():
-    try:
-        return subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
-    except OSError:
-        return "unknown"
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--binary", default="target/release/slotbank")
@@ -93,11 +65,10 @@ def main():
     rounds, texts = {name: [] for name in banks}, set()
     for name, bank in banks.items():
         run(options.binary, options.model, bank, options.tokens, options.reader)
-    for i in range(options.rounds):
-        for name in (list(banks) if i % 2 == 0 else list(banks)[::-1]):
-            output, cpu = run(options.binary, options.model, banks[name], options.tokens, options.reader)
-            rounds[name].append(figures(output, cpu))
-            texts.add(output["text"])
+    for _, name in alternating(banks, options.rounds):
+        output, cpu = run(options.binary, options.model, banks[name], options.tokens, options.reader)
+        rounds[name].append(figures(output, cpu))
+        texts.add(output["text"])
     if len(texts) != 1:
         sys.exit("the texts differ: streaming changed the answer")
 
@@ -114,9 +85,7 @@ def main():
         "summary": {name: summary(rows) for name, rows in rounds.items()},
         "rounds": rounds,
     }
-    with open(options.out, "w") as out:
-        json.dump(receipt, out, indent=1)
-        out.write("\n")
+    write_receipt(options.out, receipt)
     for name, rows in rounds.items():
         s = summary(rows)
         print("%-9s %8.1f tok/s (%.1f-%.1f)  hit %5.1f %%  %9.0f B/token  stall %.3f ms/token" % (

@@ -1,0 +1,134 @@
+"""What the measuring scripts share: the machine's description, rounds in alternation, noise, spreads, receipts.
+
+Standard library only.
+"""
+import contextlib
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+
+# Sides of one round whose stolen time differs by more than this share of it are not comparable.
+STEAL_DIFFERENCE_MAX = 0.20
+
+
+def machine():
+    """What ran it, without names of the machine."""
+    cpu, flags, memory = platform.processor(), "", 0
+    try:
+        with open("/proc/cpuinfo") as lines:
+            fields = dict(line.split(":", 1) for line in lines if ":" in line)
+        fields = {key.strip(): value.strip() for key, value in fields.items()}
+        cpu, flags = fields.get("model name", cpu), fields.get("flags", fields.get("Features", ""))
+        with open("/proc/meminfo") as lines:
+            memory = int(next(lines).split()[1]) * 1024
+    except (OSError, StopIteration):
+        pass
+    interesting = ("avx", "fma", "f16c", "asimd", "i8mm", "sve", "amx")
+    return {"cpu": cpu, "cores": os.cpu_count(), "memory_bytes": memory, "system": platform.system(),
+            "machine": platform.machine(),
+            "vector_extensions": sorted(flag for flag in flags.split() if flag.startswith(interesting))}
+
+
+def commit():
+    """The commit that the scripts lie in, with a mark when it was changed since."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    try:
+        done = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True)
+        return done.stdout.strip() or "unknown"
+    except OSError:
+        return "unknown"
+
+
+def spread(values):
+    """Median, minimum and maximum."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def summary(rounds):
+    """Median, minimum and maximum of each number of a list of flat rounds."""
+    return {key: spread([r[key] for r in rounds]) for key in rounds[0].keys()}
+
+
+def alternating(names, rounds):
+    """(round, name): A B, B A, A B, …"""
+    for i in range(rounds):
+        for name in (list(names) if i % 2 == 0 else list(names)[::-1]):
+            yield i, name
+
+
+def _stolen():
+    """Seconds over all cores that the host gave to others, and seconds in all; None where nothing tells."""
+    try:
+        with open("/proc/stat") as lines:
+            ticks = [int(word) for word in next(lines).split()[1:9]]
+    except (OSError, StopIteration, ValueError):
+        return None
+    per_s = os.sysconf("SC_CLK_TCK")
+    return ticks[7] / per_s, sum(ticks) / per_s
+
+
+@contextlib.contextmanager
+def watched():
+    """Yields a dictionary that holds, once the block is done, how disturbed the machine was meanwhile."""
+    noise, before, begun = {}, _stolen(), time.monotonic()
+    yield noise
+    noise["seconds"] = round(time.monotonic() - begun, 3)
+    noise["load_average_1min"] = os.getloadavg()[0]
+    after = _stolen()
+    if before and after:
+        noise["steal_share"] = round((after[0] - before[0]) / max(after[1] - before[1], 1e-9), 4)
+
+
+def steal_differs(a, b):
+    """True when one of two measurements side by side lost over 20 % more to the host than the other. Under one
+    percent of the time nobody can tell."""
+    a, b = a.get("steal_share", 0.0), b.get("steal_share", 0.0)
+    larger = max(a, b)
+    return larger > 0.01 and abs(a - b) > STEAL_DIFFERENCE_MAX * larger
+
+
+def run_json(command, what):
+    """The JSON that a command prints; ends the script when it fails."""
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        sys.exit("%s failed with %d:\n%s\n%s" % (what, done.returncode, " ".join(command), done.stderr[-4000:]))
+    return json.loads(done.stdout)
+
+
+def read_tokens(path):
+    """Token ids separated by blanks, line ends or commas; or JSON: a list, or an object with "tokens"."""
+    with open(path) as source:
+        text = source.read()
+    if text.lstrip().startswith(("[", "{")):
+        value = json.loads(text)
+        return value["tokens"] if isinstance(value, dict) else value
+    return [int(word) for word in text.replace(",", " ").split()]
+
+
+def fixed_tokens(n_vocab, count=1 << 16):
+    """The list that `slotbank bench speed` uses when none is given."""
+    state, tokens = 1, []
+    for _ in range(count):
+        state = (state * 1664525 + 1013904223) % (1 << 32)
+        tokens.append((state >> 8) % n_vocab)
+    return tokens
+
+
+def window(tokens, index, n):
+    """Window `index` of n tokens; after the last comes the first again."""
+    start = index * n % len(tokens)
+    return [tokens[(start + i) % len(tokens)] for i in range(n)]
+
+
+def write_receipt(path, receipt):
+    """Writes next to the old one and renames, so that a stopped run leaves no half receipt."""
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    part = path + ".part"
+    with open(part, "w") as out:
+        json.dump(receipt, out, indent=1)
+        out.write("\n")
+    os.replace(part, path)
