@@ -13,6 +13,8 @@ import time
 
 # Sides of one round whose stolen time differs by more than this share of it are not comparable.
 STEAL_DIFFERENCE_MAX = 0.20
+# A machine whose other processes take more than this share of its cores is not quiet.
+OTHERS_SHARE_MAX = 0.05
 
 
 def machine():
@@ -60,27 +62,34 @@ def alternating(names, rounds):
             yield i, name
 
 
-def _stolen():
-    """Seconds over all cores that the host gave to others, and seconds in all; None where nothing tells."""
+def _processor_seconds():
+    """Seconds over all cores since the system started: given to others by the host, busy, and in all; None where
+    nothing tells."""
     try:
         with open("/proc/stat") as lines:
-            ticks = [int(word) for word in next(lines).split()[1:9]]
+            user, nice, system, idle, iowait, irq, softirq, steal = (int(word) for word in next(lines).split()[1:9])
     except (OSError, StopIteration, ValueError):
         return None
     per_s = os.sysconf("SC_CLK_TCK")
-    return ticks[7] / per_s, sum(ticks) / per_s
+    busy = user + nice + system + irq + softirq
+    return steal / per_s, busy / per_s, (busy + idle + iowait + steal) / per_s
 
 
 @contextlib.contextmanager
 def watched():
-    """Yields a dictionary that holds, once the block is done, how disturbed the machine was meanwhile."""
-    noise, before, begun = {}, _stolen(), time.monotonic()
+    """Yields a dictionary that holds, once the block is done, how disturbed the machine was meanwhile: load average,
+    share of the time that the host gave to others, and share that other processes of this system used. The block is
+    expected to run one child process to its end."""
+    noise, before, own, begun = {}, _processor_seconds(), os.times(), time.monotonic()
     yield noise
     noise["seconds"] = round(time.monotonic() - begun, 3)
-    noise["load_average_1min"] = os.getloadavg()[0]
-    after = _stolen()
+    noise["load_average_1min"] = round(os.getloadavg()[0], 2)
+    after, now = _processor_seconds(), os.times()
     if before and after:
-        noise["steal_share"] = round((after[0] - before[0]) / max(after[1] - before[1], 1e-9), 4)
+        steal, busy, total = (y - x for x, y in zip(before, after))
+        mine = sum(now[:4]) - sum(own[:4])
+        noise["steal_share"] = round(steal / max(total, 1e-9), 4)
+        noise["others_share"] = round(max(busy - mine, 0.0) / max(total, 1e-9), 4)
 
 
 def steal_differs(a, b):
@@ -89,6 +98,11 @@ def steal_differs(a, b):
     a, b = a.get("steal_share", 0.0), b.get("steal_share", 0.0)
     larger = max(a, b)
     return larger > 0.01 and abs(a - b) > STEAL_DIFFERENCE_MAX * larger
+
+
+def is_busy(noise):
+    """True when other processes took a part of the processors that shows in the figures."""
+    return noise.get("others_share", 0.0) > OTHERS_SHARE_MAX
 
 
 def run_json(command, what):

@@ -4,8 +4,8 @@
 
 One process per engine and round, alternating A B B A …; every process warms up before it measures. Both get the same token
 ids in the same windows (slotbank bench speed, llama_bench.py), and how often their likeliest next tokens agree is part of
-the receipt: engines that disagree did not do the same work. Rounds in which the host took over 20 % more time from one side
-than from the other are marked, and left out of a second summary. Run it with the Python that has a natively built
+the receipt: engines that disagree did not do the same work. Rounds are marked in which the host took over 20 % more time from
+one side than from the other, or in which other processes were busy; a second summary leaves them out. Run it with the Python that has a natively built
 llama-cpp-python, or name that one with --python.
 """
 import argparse
@@ -76,7 +76,12 @@ def run_rounds(options):
         print("%d %-9s %s" % (index, engine, "  ".join("%s %.2f tok/s" % (name, test["tokens_per_s"]) for name, test
                                                        in rounds[index][engine]["tests"].items())), file=sys.stderr)
     for r in rounds:
-        r["steal_differs"] = common.steal_differs(r[ENGINES[0]]["noise"], r[ENGINES[1]]["noise"])
+        noises = [r[engine]["noise"] for engine in ENGINES]
+        r["steal_differs"] = common.steal_differs(*noises)
+        r["busy"] = any(common.is_busy(noise) for noise in noises)
+    if any(r["busy"] for r in rounds):
+        print("warning: other processes took over %.0f %% of the machine in %d of %d rounds"
+              % (100 * common.OTHERS_SHARE_MAX, sum(r["busy"] for r in rounds), len(rounds)), file=sys.stderr)
     return rounds, first
 
 
@@ -119,7 +124,7 @@ def compare(options):
                  % (options.rounds, options.inner_rounds),
         "same_likeliest_token": agreement(first),
         "summary": summary(rounds),
-        "summary_without_marked_rounds": summary([r for r in rounds if not r["steal_differs"]]),
+        "summary_without_marked_rounds": summary([r for r in rounds if not (r["steal_differs"] or r["busy"])]),
         "rounds": rounds,
     }
 

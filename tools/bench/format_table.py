@@ -8,7 +8,8 @@ runs both engines on it in alternation (compare_llama.py), measures the kernels 
 the model. The receipt is written after every format and continued where it ended; formats in it are skipped without --redo.
 
 Weights per second are those of the expert matrices, times the tokens per second of the whole model; nothing is subtracted for
-the rest, for neither engine. GB/s likewise count the bytes of the experts used, and a multiply-add is two operations.
+the rest, for neither engine. GB/s likewise count the bytes of the experts used, and a multiply-add is two operations. One
+thread is measured for decode, all of them for both; the table counts one thread by its processor time and all by the clock.
 """
 import argparse
 import datetime
@@ -59,15 +60,20 @@ def scaled(spread, by):
 
 
 def engine_figures(compared, sizes, engine):
-    """Tokens per second of one engine as what its kernels moved and computed."""
+    """Tokens per second of one engine as what its kernels moved and computed; with `_by_cpu` per second of processor
+    time, all threads together."""
     result = {}
     for name, entry in compared["summary"].items():
-        speed = entry[engine]["tokens_per_s"]
-        if name.startswith("decode"):
-            result["decode_gb_per_s"] = scaled(speed, sizes["expert_bytes_per_token"] / 1e9)
-            result["decode_gweights_per_s"] = scaled(speed, sizes["expert_weights_per_token"] / 1e9)
-        else:
-            result["prefill_gflop_per_s"] = scaled(speed, 2 * sizes["expert_weights_per_token"] / 1e9)
+        speeds = {"": entry[engine]["tokens_per_s"]}
+        if "cpu_s_per_token" in entry[engine]:
+            cpu = entry[engine]["cpu_s_per_token"]
+            speeds["_by_cpu"] = {"median": 1 / cpu["median"], "min": 1 / cpu["max"], "max": 1 / cpu["min"]}
+        for by, speed in speeds.items():
+            if name.startswith("decode"):
+                result["decode_gb_per_s" + by] = scaled(speed, sizes["expert_bytes_per_token"] / 1e9)
+                result["decode_gweights_per_s" + by] = scaled(speed, sizes["expert_weights_per_token"] / 1e9)
+            else:
+                result["prefill_gflop_per_s" + by] = scaled(speed, 2 * sizes["expert_weights_per_token"] / 1e9)
     return result
 
 
@@ -110,40 +116,43 @@ def kernels(options, name):
     return {"ceilings": found["ceilings"], "isa": found["isa"], **{k: v for k, v in (found["formats"] or [{}])[0].items()}}
 
 
-def ratio_of(entry, threads, test):
-    """The ratio of one test at one number of threads; None where it was not measured."""
-    summary = entry["threads"].get(str(threads), {}).get("summary") or {}
-    return next((s["ratio"]["of_medians"] for name, s in summary.items() if name.startswith(test)), None)
-
-
 def table(receipt):
-    """Markdown: a line per format, medians."""
+    """Markdown: a line per format, medians. One thread counts by its processor time, which neighbours disturb less."""
     counts = receipt["options"]["thread_counts"]
     head = ["format", "bits"]
     for threads in counts:
         head += ["GB/s %dT" % threads, "Gw/s %dT" % threads, "llama.cpp Gw/s %dT" % threads, "ratio"]
     head += ["prefill GFLOP/s %dT" % counts[-1], "llama.cpp", "ratio", "kernel alone Gw/s 1T", "of memory read"]
     lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
-    number = lambda x: "–" if x is None else "%.1f" % x if x >= 10 else "%.2f" % x
-    for name in sorted(receipt["formats"], key=lambda n: FORMATS.index(n) if n in FORMATS else len(FORMATS)):
-        entry = receipt["formats"][name]
-        sizes, alone = entry["sizes"], entry["kernels"]
-        row = [name, "%.2f" % (8 * sizes["expert_bytes_per_token"] / sizes["expert_weights_per_token"])]
-        for threads in counts:
-            figures = entry["threads"].get(str(threads), {}).get("figures", {})
-            median = lambda engine, key: (figures.get(engine, {}).get(key) or {}).get("median")
-            row += [number(median("slotbank", "decode_gb_per_s")), number(median("slotbank", "decode_gweights_per_s")),
-                    number(median("llama.cpp", "decode_gweights_per_s")), number(ratio_of(entry, threads, "decode"))]
-        row += [number(median("slotbank", "prefill_gflop_per_s")), number(median("llama.cpp", "prefill_gflop_per_s")),
-                number(ratio_of(entry, counts[-1], "prefill"))]
-        if "decode_gweights_per_s" in alone:
-            read = alone["ceilings"]["read_gb_per_s"]["one"]["median"]
-            row += [number(alone["decode_gweights_per_s"]["one"]["median"]),
-                    "%.0f %%" % (100 * alone["decode_gb_per_s"]["one"]["median"] / read)]
-        else:
-            row += ["–", "–"]
-        lines.append("| " + " | ".join(row) + " |")
+    for name in sorted(receipt["formats"], key=FORMATS.index):
+        lines.append("| " + " | ".join(table_row(name, receipt["formats"][name], counts)) + " |")
     return "\n".join(lines) + "\n"
+
+
+def table_row(name, entry, counts):
+    """The cells of one format."""
+    def cells(threads, keys, by):
+        figures = entry["threads"].get(str(threads), {}).get("figures", {})
+        median = lambda engine, key: (figures.get(engine, {}).get(key + by) or {}).get("median")
+        ours, theirs = median("slotbank", keys[-1]), median("llama.cpp", keys[-1])
+        ratio = ours / theirs if ours and theirs else None
+        return [number(x) for x in [median("slotbank", key) for key in keys] + [theirs, ratio]]
+
+    sizes, alone = entry["sizes"], entry["kernels"]
+    row = [name, "%.2f" % (8 * sizes["expert_bytes_per_token"] / sizes["expert_weights_per_token"])]
+    for threads in counts:
+        row += cells(threads, ["decode_gb_per_s", "decode_gweights_per_s"], "_by_cpu" if threads == 1 else "")
+    row += cells(counts[-1], ["prefill_gflop_per_s"], "_by_cpu" if counts[-1] == 1 else "")
+    if "decode_gweights_per_s" not in alone:
+        return row + ["–", "–"]
+    read = alone["ceilings"]["read_gb_per_s"]["one"]["median"]
+    return row + [number(alone["decode_gweights_per_s"]["one"]["median"]),
+                  "%.0f %%" % (100 * alone["decode_gb_per_s"]["one"]["median"] / read)]
+
+
+def number(x):
+    """Three digits, or a dash."""
+    return "–" if x is None else "%.0f" % x if x >= 100 else "%.1f" % x if x >= 10 else "%.2f" % x
 
 
 def new_receipt(options):

@@ -9,7 +9,7 @@ pub(super) enum Preset {
     Glm52,
     /// Another shape: 2048 channels, 16 heads, 128 experts, 6 used; attention is dense at any context
     Small,
-    /// For measuring one expert format: 2048 channels, 64 experts, 40 used, which do nine tenths of the work
+    /// For measuring one expert format: 2048 channels, 64 experts, 44 used, which do nine tenths of the work
     FormatProbe,
     /// For tests: 256 channels, 16 experts, 2 used
     Tiny,
@@ -117,7 +117,7 @@ impl Shape {
             n_ff_dense: 512,
             n_ff: 512,
             n_experts: 64,
-            top_k: 40,
+            top_k: 44,
             vocab: 1024,
             context: 4096,
             index_topk: 4096,
