@@ -87,7 +87,7 @@ fn fill_caches(b: &mut CpuBackend, latents: CacheId, keys: CacheId, context: usi
 }
 
 fn case(ty: CacheType, context: usize, tokens: usize) -> (u64, u64) {
-    let mut b = CpuBackend::new(1).expect("SLOTBANK_ISA names what this machine has");
+    let mut b = CpuBackend::new(1, 1).expect("SLOTBANK_ISA names what this machine has");
     let width = LATENT + ROPE;
     let queries = View::rows(b.buffer(tokens * HEADS * width), HEADS * width);
     let out = View::rows(b.buffer(tokens * HEADS * LATENT), HEADS * LATENT);

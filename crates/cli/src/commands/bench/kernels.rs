@@ -306,7 +306,9 @@ fn multiply(
     columns: usize,
     y: &mut [f32],
 ) {
-    kernels::matmul(pool, kernel, weights, n_in, n_out, x, columns, y);
+    let product =
+        kernels::Product { kernel, weights, n_in, n_out, n_batch: 1, x, y: kernels::SharedMut::new(y) };
+    kernels::matmul(pool, &[product], columns);
     std::hint::black_box(y);
 }
 

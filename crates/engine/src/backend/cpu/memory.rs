@@ -59,23 +59,6 @@ impl Buffers {
         views.map(|v| all.next().map_or(&mut [][..], |buffer| &mut floats_mut(buffer)[v.offset..]))
     }
 
-    /// Row `r` of `x` to read and of `y` to write; they live in different buffers.
-    pub(super) fn pair(&mut self, x: View, y: View, r: usize, width: usize) -> (&[f32], &mut [f32]) {
-        self.pair_rows((x, r), (y, r), width)
-    }
-
-    /// As [`Buffers::pair`] with a row number each.
-    pub(super) fn pair_rows(
-        &mut self,
-        x: (View, usize),
-        y: (View, usize),
-        width: usize,
-    ) -> (&[f32], &mut [f32]) {
-        let at = |(v, r): (View, usize)| v.offset + r * v.stride..v.offset + r * v.stride + width;
-        let (source, target) = self.two(x.0, y.0);
-        (&source[at(x)], &mut target[at(y)])
-    }
-
     /// Two different buffers, whole: one to read, one to write.
     pub(super) fn two(&mut self, x: View, y: View) -> (&[f32], &mut [f32]) {
         let both = self.all.get_disjoint_mut([x.buf.0 as usize, y.buf.0 as usize]);
@@ -299,8 +282,6 @@ impl RopeState {
 pub(super) struct Scratch {
     /// Activation rows in the form a kernel wants.
     pub(super) activations: AlignedBuf,
-    /// One activation row of f32.
-    pub(super) row: Vec<f32>,
     /// Floats per task of attention or of the indexer that may run at once.
     pub(super) tasks: AlignedBuf,
     /// Elements of `tasks` per task.
@@ -338,7 +319,7 @@ fn scratch_lens(threads: usize, s: &ScratchSpec) -> (usize, usize, usize) {
 /// Bytes of [`Scratch::new`].
 pub(crate) fn scratch_bytes(threads: usize, spec: &ScratchSpec) -> u64 {
     let (activations, per_task, counts) = scratch_lens(threads, spec);
-    (activations + 4 * (spec.row + threads * TASKS_PER_THREAD * per_task + counts)) as u64
+    (activations + 4 * (threads * TASKS_PER_THREAD * per_task + counts)) as u64
 }
 
 impl Scratch {
@@ -346,7 +327,6 @@ impl Scratch {
         let (activations, per_task, counts) = scratch_lens(threads, spec);
         Self {
             activations: AlignedBuf::zeroed(activations),
-            row: vec![0.0; spec.row],
             tasks: AlignedBuf::zeroed(4 * threads * TASKS_PER_THREAD * per_task),
             per_task,
             counts: vec![0; counts],
@@ -354,6 +334,6 @@ impl Scratch {
     }
 
     pub(super) fn bytes(&self) -> u64 {
-        (self.activations.len() + 4 * (self.row.len() + self.counts.len()) + self.tasks.len()) as u64
+        (self.activations.len() + 4 * self.counts.len() + self.tasks.len()) as u64
     }
 }

@@ -9,11 +9,12 @@ mod index;
 mod matmul;
 mod memory;
 mod routed;
+mod rows;
 
 pub use arena::HostArena;
 
 use experts::{Bank, Resident};
-use kernels::{AlignedBuf, Isa, Kernel, Pool, ops};
+use kernels::{AlignedBuf, Isa, Kernel, Pool};
 
 use super::{
     Backend, Buf, CacheId, Heads, Index, LatentAttention, RopeId, RopeSpec, Routed, RoutedSpec, ScratchSpec,
@@ -23,6 +24,7 @@ use crate::Error;
 use crate::options::CacheType;
 use memory::{Buffers, Cache, RopeState, Scratch, Selection, floats};
 use routed::RoutedScratch;
+use rows::Zip;
 
 pub(crate) use memory::{rope_bytes, scratch_bytes, selection_bytes};
 pub(crate) use routed::routed_bytes;
@@ -156,25 +158,11 @@ impl Backend for CpuBackend {
     }
 
     fn rms_norm(&mut self, x: View, weight: WeightId, eps: f32, rows: usize, out: View) {
-        let id = weight;
-        let width = self.weights[id.0 as usize].n_in;
-        for t in 0..rows {
-            // Through scratch, so that `out` may be `x`.
-            let (scratch, source) = (&mut self.scratch.row[..width], self.buffers.row(x, t, width));
-            let weight = floats(&self.weights[id.0 as usize].bytes);
-            ops::rms_norm(source, Some(weight), eps, scratch);
-            self.buffers.row_mut(out, t, width).copy_from_slice(&self.scratch.row[..width]);
-        }
+        self.rms_norm_rows(x, weight, eps, rows, out);
     }
 
     fn layer_norm(&mut self, x: View, weight: WeightId, bias: WeightId, eps: f32, rows: usize) {
-        let width = self.vector(weight).len();
-        for t in 0..rows {
-            let (scratch, source) = (&mut self.scratch.row[..width], self.buffers.row(x, t, width));
-            let (w, b) = (&self.weights[weight.0 as usize].bytes, &self.weights[bias.0 as usize].bytes);
-            ops::layer_norm(source, floats(w), floats(b), eps, scratch);
-            self.buffers.row_mut(x, t, width).copy_from_slice(&self.scratch.row[..width]);
-        }
+        self.layer_norm_rows(x, weight, bias, eps, rows);
     }
 
     fn matmul(&mut self, x: View, rows: usize, outs: &[(WeightId, View)]) {
@@ -186,38 +174,19 @@ impl Backend for CpuBackend {
     }
 
     fn rope(&mut self, table: RopeId, x: Heads, start: usize, rows: usize) {
-        let table = &mut self.ropes[table.0 as usize];
-        table.prepare(start, rows);
-        for t in 0..rows {
-            let (cos, sin) = table.at(t);
-            for h in 0..x.count {
-                ops::rope_interleaved(self.buffers.row_mut(x.part(h), t, 2 * cos.len()), cos, sin);
-            }
-        }
+        self.rope_rows(table, x, start, rows);
     }
 
     fn hadamard(&mut self, x: Heads, width: usize, rows: usize) {
-        for t in 0..rows {
-            for h in 0..x.count {
-                ops::hadamard(self.buffers.row_mut(x.part(h), t, width));
-            }
-        }
+        self.hadamard_rows(x, width, rows);
     }
 
     fn copy(&mut self, from: Heads, to: Heads, width: usize, rows: usize) {
-        for t in 0..rows {
-            for h in 0..from.count {
-                let (source, target) = self.buffers.pair(from.part(h), to.part(h), t, width);
-                target.copy_from_slice(source);
-            }
-        }
+        self.copy_rows(from, to, width, rows);
     }
 
     fn add(&mut self, x: View, y: View, width: usize, rows: usize) {
-        for t in 0..rows {
-            let (from, to) = self.buffers.pair(y, x, t, width);
-            to.iter_mut().zip(from).for_each(|(to, from)| *to += from);
-        }
+        self.zip_rows(x, y, width, rows, Zip::Add);
     }
 
     fn zero(&mut self, x: View, width: usize, rows: usize) {
@@ -227,11 +196,7 @@ impl Backend for CpuBackend {
     }
 
     fn silu_mul(&mut self, gate: View, up: View, width: usize, rows: usize) {
-        for t in 0..rows {
-            let scratch = &mut self.scratch.row[..width];
-            ops::silu_mul(self.buffers.row(gate, t, width), self.buffers.row(up, t, width), scratch);
-            self.buffers.row_mut(gate, t, width).copy_from_slice(scratch);
-        }
+        self.zip_rows(gate, up, width, rows, Zip::SiluMul);
     }
 
     fn append(&mut self, cache: CacheId, x: View, start: usize, rows: usize) {
