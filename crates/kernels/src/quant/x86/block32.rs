@@ -1,11 +1,9 @@
-//! Blocks of 32 with AVX2, and with AVX-512's byte dot products (VNNI): four rows at a time, so that the sums of a block column are added
-//! and scaled side by side.
+//! Blocks of 32 with AVX2, and with AVX-512's byte dot products (VNNI): what a format gives, and its tiles. Rows are in [`rows32`].
 
 use std::arch::x86_64::*;
 
 use super::tile::{self, Panel};
-use super::{four_totals, four_units, load32, rows32, tile512};
-use crate::activation::Q8Row;
+use super::{four_units, rows32, tile512};
 use crate::quant::block32::Block32;
 use crate::{Kernels, TILE_ROWS};
 
@@ -70,73 +68,6 @@ pub(in crate::quant) trait X86Block32<const N: usize>: Block32<N> {
     }
 }
 
-/// Eight partial sums of the block's products with VNNI; the offset's share is in.
-#[inline]
-#[target_feature(enable = "avx2,avx512f,avx512vl,avx512vnni")]
-unsafe fn products_vnni<B: X86Block32<N>, const N: usize>(block: &[u8; N], x: &[u8; 32]) -> __m256i {
-    // SAFETY: AVX2 is on.
-    let q = unsafe { B::load(block) };
-    _mm256_dpbusd_epi32(_mm256_setzero_si256(), q, load32(x, 0))
-}
-
-macro_rules! rows {
-    ($name:ident, $four:ident, $features:literal, $products:ident, $offset:expr) => {
-        /// # Safety
-        /// That of [`Rows`](crate::Rows), for the features named.
-        #[target_feature(enable = $features)]
-        unsafe fn $name<B: X86Block32<N>, const N: usize>(weights: &[u8], x: &[u8], n: usize, y: &mut [f32]) {
-            let x = Q8Row::new(x, n);
-            let n_blocks = n / 32;
-            let blocks = &weights.as_chunks::<N>().0[..n_blocks * y.len()];
-            for (first, y) in y.chunks_mut(4).enumerate() {
-                // Rows past the end are the last one again.
-                let row = |r: usize| &blocks[(4 * first + r.min(y.len() - 1)) * n_blocks..][..n_blocks];
-                // SAFETY: this function has at least its features.
-                let sums = unsafe { $four::<B, N>([row(0), row(1), row(2), row(3)], &x) };
-                y.copy_from_slice(&sums[..y.len()]);
-            }
-        }
-
-        /// Four rows, block column by block column.
-        #[inline]
-        #[target_feature(enable = $features)]
-        unsafe fn $four<B: X86Block32<N>, const N: usize>(rows: [&[[u8; N]]; 4], x: &Q8Row<'_>) -> [f32; 4] {
-            let mut total = _mm_setzero_ps();
-            let columns = rows[0].iter().zip(rows[1]).zip(rows[2]).zip(rows[3]);
-            for ((b, (((w0, w1), w2), w3)), x_q) in columns.enumerate().zip(x.q.as_chunks::<32>().0) {
-                // SAFETY: this function has at least the features of these.
-                let (p, (d, m)) = unsafe {
-                    (
-                        [
-                            $products::<B, N>(w0, x_q),
-                            $products::<B, N>(w1, x_q),
-                            $products::<B, N>(w2, x_q),
-                            $products::<B, N>(w3, x_q),
-                        ],
-                        B::units([w0, w1, w2, w3]),
-                    )
-                };
-                let mut p = four_totals(p);
-                if $offset != 0 {
-                    p = _mm_sub_epi32(p, _mm_set1_epi32($offset * x.sum(b)));
-                }
-                // The same operations in the same order as `term`.
-                let mut t = _mm_mul_ps(d, _mm_cvtepi32_ps(p));
-                if B::MIN {
-                    t = _mm_add_ps(t, _mm_mul_ps(m, _mm_set1_ps(x.sum(b) as f32)));
-                }
-                total = _mm_add_ps(total, _mm_mul_ps(_mm_set1_ps(x.d(b)), t));
-            }
-            let mut y = [0.0; 4];
-            // SAFETY: four floats into an array of four.
-            unsafe { _mm_storeu_ps(y.as_mut_ptr(), total) };
-            y
-        }
-    };
-}
-
-rows!(rows_avx512, four_avx512, "avx2,f16c,avx512f,avx512vl,avx512vnni", products_vnni, B::OFFSET);
-
 /// The AVX2 kernels.
 pub(in crate::quant) const fn avx2<B: X86Block32<N>, const N: usize>() -> Kernels {
     Kernels { rows: rows32::rows_avx2::<B, N>, tile: Some((tile_avx2::<B, N>, B::TILE_FROM)) }
@@ -144,7 +75,7 @@ pub(in crate::quant) const fn avx2<B: X86Block32<N>, const N: usize>() -> Kernel
 
 /// The AVX-512 kernels.
 pub(in crate::quant) const fn avx512<B: X86Block32<N>, const N: usize>() -> Kernels {
-    Kernels { rows: rows_avx512::<B, N>, tile: Some((tile_avx512::<B, N>, B::TILE_FROM)) }
+    Kernels { rows: rows32::rows_avx512::<B, N>, tile: Some((tile_avx512::<B, N>, B::TILE_FROM)) }
 }
 
 /// # Safety

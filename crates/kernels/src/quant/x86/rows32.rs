@@ -1,4 +1,4 @@
-//! Blocks of 32 with AVX2: four rows and two block columns at a time, eight sums side by side.
+//! Blocks of 32 with AVX2, and with AVX-512's byte dot products (VNNI): four rows and two block columns at a time, eight sums side by side.
 //!
 //! Two rows share a register, sixteen elements of each, so that the nibbles of both are split together. With rows `a` to `d` and
 //! columns 0 and 1 everything per block stands in the order
@@ -19,93 +19,106 @@ use crate::activation::Q8Row;
 /// One block column of four rows.
 type Column<'a, const N: usize> = [&'a [u8; N]; 4];
 
-/// # Safety
-/// That of [`Rows`](crate::Rows), for AVX2 and F16C.
-#[target_feature(enable = "avx2,f16c")]
-pub(super) unsafe fn rows_avx2<B: X86Block32<N>, const N: usize>(
-    weights: &[u8],
-    x: &[u8],
-    n: usize,
-    y: &mut [f32],
-) {
-    let x = Q8Row::new(x, n);
-    let n_blocks = n / 32;
-    let blocks = &weights.as_chunks::<N>().0[..n_blocks * y.len()];
-    for (first, y) in y.chunks_mut(4).enumerate() {
-        // Rows past the end are the last one again.
-        let row = |r: usize| &blocks[(4 * first + r.min(y.len() - 1)) * n_blocks..][..n_blocks];
-        // SAFETY: this function has its features.
-        let sums = unsafe { four_rows::<B, N>([row(0), row(1), row(2), row(3)], &x) };
-        y.copy_from_slice(&sums[..y.len()]);
-    }
-}
+macro_rules! rows {
+    ($name:ident, $four:ident, $terms:ident, $features:literal, $sums:ident, $offset:expr) => {
+        /// # Safety
+        /// That of [`Rows`](crate::Rows), for the features named.
+        #[target_feature(enable = $features)]
+        pub(super) unsafe fn $name<B: X86Block32<N>, const N: usize>(
+            weights: &[u8],
+            x: &[u8],
+            n: usize,
+            y: &mut [f32],
+        ) {
+            let x = Q8Row::new(x, n);
+            let n_blocks = n / 32;
+            let blocks = &weights.as_chunks::<N>().0[..n_blocks * y.len()];
+            for (first, y) in y.chunks_mut(4).enumerate() {
+                // Rows past the end are the last one again.
+                let row = |r: usize| &blocks[(4 * first + r.min(y.len() - 1)) * n_blocks..][..n_blocks];
+                // SAFETY: this function has its features.
+                let sums = unsafe { $four::<B, N>([row(0), row(1), row(2), row(3)], &x) };
+                y.copy_from_slice(&sums[..y.len()]);
+            }
+        }
 
-#[inline]
-#[target_feature(enable = "avx2,f16c")]
-unsafe fn four_rows<B: X86Block32<N>, const N: usize>(rows: [&[[u8; N]]; 4], x: &Q8Row<'_>) -> [f32; 4] {
-    // Rows a and c in the lower half, b and d in the upper; the other places hold what nobody reads.
-    let mut total = _mm256_setzero_ps();
-    let [a, b, c, d] = rows.map(|row| row.as_chunks::<2>().0);
-    let x_pairs = x.q.as_chunks::<64>().0.iter().zip(x.d.as_chunks::<8>().0).zip(x.sum.as_chunks::<8>().0);
-    for ((((a, b), c), d), ((x_q, x_d), x_sum)) in a.iter().zip(b).zip(c).zip(d).zip(x_pairs) {
-        let columns = [[&a[0], &b[0], &c[0], &d[0]], [&a[1], &b[1], &c[1], &d[1]]];
-        let twice = |pair: &[u8; 8]| {
-            _mm256_shuffle_epi32::<0b01_01_00_00>(_mm256_set1_epi64x(i64::from_le_bytes(*pair)))
-        };
-        // SAFETY: AVX2 and F16C are on.
-        let t = unsafe { terms::<B, N>(columns, x_q, _mm256_castsi256_ps(twice(x_d)), twice(x_sum)) };
-        // One column after the other, as the canonical order has it.
-        total = _mm256_add_ps(total, t);
-        total = _mm256_add_ps(total, _mm256_shuffle_ps::<0b11_10_11_10>(t, t));
-    }
-    let n_blocks = rows[0].len();
-    if !n_blocks.is_multiple_of(2) {
-        let last = n_blocks - 1;
-        let column = rows.map(|row| &row[last]);
-        let mut x_q = [0; 64];
-        x_q[..32].copy_from_slice(&x.q[32 * last..]);
-        let (x_d, x_sum) = (_mm256_set1_ps(x.d(last)), _mm256_set1_epi32(x.sum(last)));
-        // SAFETY: AVX2 and F16C are on.
-        total = _mm256_add_ps(total, unsafe { terms::<B, N>([column; 2], &x_q, x_d, x_sum) });
-    }
-    let mut y = [0.0; 8];
-    // SAFETY: eight floats into an array of eight.
-    unsafe { _mm256_storeu_ps(y.as_mut_ptr(), total) };
-    [y[0], y[4], y[1], y[5]]
-}
+        #[inline]
+        #[target_feature(enable = $features)]
+        unsafe fn $four<B: X86Block32<N>, const N: usize>(rows: [&[[u8; N]]; 4], x: &Q8Row<'_>) -> [f32; 4] {
+            // Rows a and c in the lower half, b and d in the upper; the other places hold what nobody reads.
+            let mut total = _mm256_setzero_ps();
+            let [a, b, c, d] = rows.map(|row| row.as_chunks::<2>().0);
+            let x_pairs =
+                x.q.as_chunks::<64>().0.iter().zip(x.d.as_chunks::<8>().0).zip(x.sum.as_chunks::<8>().0);
+            for ((((a, b), c), d), ((x_q, x_d), x_sum)) in a.iter().zip(b).zip(c).zip(d).zip(x_pairs) {
+                let columns = [[&a[0], &b[0], &c[0], &d[0]], [&a[1], &b[1], &c[1], &d[1]]];
+                let twice = |pair: &[u8; 8]| {
+                    _mm256_shuffle_epi32::<0b01_01_00_00>(_mm256_set1_epi64x(i64::from_le_bytes(*pair)))
+                };
+                // SAFETY: this function has their features.
+                let t =
+                    unsafe { $terms::<B, N>(columns, x_q, _mm256_castsi256_ps(twice(x_d)), twice(x_sum)) };
+                // One column after the other, as the canonical order has it.
+                total = _mm256_add_ps(total, t);
+                total = _mm256_add_ps(total, _mm256_shuffle_ps::<0b11_10_11_10>(t, t));
+            }
+            let n_blocks = rows[0].len();
+            if !n_blocks.is_multiple_of(2) {
+                let last = n_blocks - 1;
+                let column = rows.map(|row| &row[last]);
+                let mut x_q = [0; 64];
+                x_q[..32].copy_from_slice(&x.q[32 * last..]);
+                let (x_d, x_sum) = (_mm256_set1_ps(x.d(last)), _mm256_set1_epi32(x.sum(last)));
+                // SAFETY: this function has their features.
+                total = _mm256_add_ps(total, unsafe { $terms::<B, N>([column; 2], &x_q, x_d, x_sum) });
+            }
+            let mut y = [0.0; 8];
+            // SAFETY: eight floats into an array of eight.
+            unsafe { _mm256_storeu_ps(y.as_mut_ptr(), total) };
+            [y[0], y[4], y[1], y[5]]
+        }
 
-/// What two block columns add to the totals; the same operations in the same order as `term`.
-#[inline]
-#[target_feature(enable = "avx2,f16c")]
-unsafe fn terms<B: X86Block32<N>, const N: usize>(
-    columns: [Column<'_, N>; 2],
-    x: &[u8; 64],
-    x_d: __m256,
-    x_sum: __m256i,
-) -> __m256 {
-    // SAFETY: AVX2 and F16C are on.
-    let (first, second, (d, m)) = unsafe {
-        (
-            column_sums::<B, N>(columns[0], x, 0),
-            column_sums::<B, N>(columns[1], x, 32),
-            B::units_of_two(columns),
-        )
+        /// What two block columns add to the totals; the same operations in the same order as `term`.
+        #[inline]
+        #[target_feature(enable = $features)]
+        unsafe fn $terms<B: X86Block32<N>, const N: usize>(
+            columns: [Column<'_, N>; 2],
+            x: &[u8; 64],
+            x_d: __m256,
+            x_sum: __m256i,
+        ) -> __m256 {
+            // SAFETY: this function has their features.
+            let (first, second, (d, m)) = unsafe {
+                ($sums::<B, N>(columns[0], x, 0), $sums::<B, N>(columns[1], x, 32), B::units_of_two(columns))
+            };
+            let mut p =
+                _mm256_add_epi32(_mm256_unpacklo_epi64(first, second), _mm256_unpackhi_epi64(first, second));
+            if $offset != 0 {
+                p = _mm256_sub_epi32(p, _mm256_mullo_epi32(x_sum, _mm256_set1_epi32($offset)));
+            }
+            let mut t = _mm256_mul_ps(d, _mm256_cvtepi32_ps(p));
+            if B::MIN {
+                t = _mm256_add_ps(t, _mm256_mul_ps(m, _mm256_cvtepi32_ps(x_sum)));
+            }
+            _mm256_mul_ps(x_d, t)
+        }
     };
-    let mut p = _mm256_add_epi32(_mm256_unpacklo_epi64(first, second), _mm256_unpackhi_epi64(first, second));
-    if !B::WIDE && B::OFFSET != 0 {
-        p = _mm256_sub_epi32(p, _mm256_mullo_epi32(x_sum, _mm256_set1_epi32(B::OFFSET)));
-    }
-    let mut t = _mm256_mul_ps(d, _mm256_cvtepi32_ps(p));
-    if B::MIN {
-        t = _mm256_add_ps(t, _mm256_mul_ps(m, _mm256_cvtepi32_ps(x_sum)));
-    }
-    _mm256_mul_ps(x_d, t)
 }
+
+rows!(rows_avx2, four_avx2, terms_avx2, "avx2,f16c", sums_avx2, if B::WIDE { 0 } else { B::OFFSET });
+rows!(
+    rows_avx512,
+    four_avx512,
+    terms_avx512,
+    "avx2,f16c,avx512f,avx512vl,avx512vnni",
+    sums_avx512,
+    B::OFFSET
+);
 
 /// Per row two partial sums of a block column: `| a c a c | b d b d |`.
 #[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn column_sums<B: X86Block32<N>, const N: usize>(
+unsafe fn sums_avx2<B: X86Block32<N>, const N: usize>(
     column: Column<'_, N>,
     x: &[u8; 64],
     at: usize,
@@ -130,6 +143,28 @@ unsafe fn column_sums<B: X86Block32<N>, const N: usize>(
         let both = _mm256_add_epi16(_mm256_unpacklo_epi32(a, c), _mm256_unpackhi_epi32(a, c));
         _mm256_madd_epi16(both, ones)
     }
+}
+
+/// The same with VNNI; the offset's share is always in.
+#[inline]
+#[target_feature(enable = "avx2,avx512f,avx512vl,avx512vnni")]
+unsafe fn sums_avx512<B: X86Block32<N>, const N: usize>(
+    column: Column<'_, N>,
+    x: &[u8; 64],
+    at: usize,
+) -> __m256i {
+    let x = [both_halves(x, at), both_halves(x, at + 16)];
+    let products = |a, b| {
+        // SAFETY: AVX2 is on.
+        let [mut low, mut high] = unsafe { B::load_two(a, b) };
+        if B::WIDE {
+            let offset = _mm256_set1_epi8(B::OFFSET as u8 as i8);
+            (low, high) = (_mm256_add_epi8(low, offset), _mm256_add_epi8(high, offset));
+        }
+        _mm256_dpbusd_epi32(_mm256_dpbusd_epi32(_mm256_setzero_si256(), low, x[0]), high, x[1])
+    };
+    let (a, c) = (products(column[0], column[1]), products(column[2], column[3]));
+    _mm256_add_epi32(_mm256_unpacklo_epi32(a, c), _mm256_unpackhi_epi32(a, c))
 }
 
 /// The halves at the start of eight blocks, as floats: the scales, and with a second half per block the minima.
