@@ -14,7 +14,10 @@ use std::arch::x86_64::*;
 use super::block256::{self, Block256, u16_at};
 use super::grids;
 #[cfg(target_arch = "x86_64")]
-use super::x86::{self, avx512 as wide};
+use super::x86::{
+    self, avx512 as wide,
+    codebook::{Indices, Repeated, Scales, Steps, lowered_integers, raised_sums},
+};
 use crate::ops::widen;
 use crate::{Activation, Format};
 
@@ -92,21 +95,30 @@ impl x86::block256::X86Block256<BYTES> for Iq1M {
 
     #[inline]
     #[target_feature(enable = "avx2")]
-    unsafe fn pairs(block: &[u8; BYTES], s: usize, x: __m256i) -> __m256i {
-        let high = u16_at(block, 32 + 2 * s);
-        let g = x86::four_eights(|l| {
-            grids::IQ1[usize::from(block[4 * s + l]) | usize::from(high >> (4 * l) & 7) << 8]
-        });
-        // Eight l looks at bit 3 of nibble l: −1 where it is set, else 1.
-        let bits = _mm256_setr_epi64x(
-            0x0008_0008_0008_0008,
-            0x0080_0080_0080_0080,
-            0x0800_0800_0800_0800,
-            0x8000_8000_8000_8000u64 as i64,
-        );
-        let set = _mm256_cmpeq_epi16(_mm256_and_si256(_mm256_set1_epi16(high as i16), bits), bits);
-        let shift = _mm256_or_si256(set, _mm256_set1_epi8(1));
-        x86::signed_pairs(_mm256_add_epi8(g, shift), x)
+    unsafe fn sums(block: &[u8; BYTES], x: &[u8; 256], x_sums: __m256i) -> (__m256i, __m256i) {
+        (sums(block, &indices(block), x, x_sums), _mm256_setzero_si256())
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn four_sums(
+        blocks: [&[u8; BYTES]; 4],
+        x: &[u8; 256],
+        x_sums: __m256i,
+    ) -> ([__m256i; 4], [__m256i; 4]) {
+        let [a, b, c, d] = blocks;
+        let [i, j, k, l] = [indices(a), indices(b), indices(c), indices(d)];
+        (
+            [sums(a, &i, x, x_sums), sums(b, &j, x, x_sums), sums(c, &k, x, x_sums), sums(d, &l, x, x_sums)],
+            [_mm256_setzero_si256(); 4],
+        )
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn integers(block: &[u8; BYTES], q: &mut [i8; 256]) {
+        let indices = indices(block);
+        lowered_integers(q, &shifts(block), RAISED as i8, |steps, s| eights(steps, &indices, s));
     }
 
     #[inline]
@@ -123,4 +135,73 @@ impl x86::block256::X86Block256<BYTES> for Iq1M {
         let shift = _mm512_mask_blend_epi64(minus, _mm512_set1_epi8(10), _mm512_set1_epi8(8));
         (_mm512_add_epi8(g, shift), 0)
     }
+}
+
+/// What makes the integers unsigned: 8 in the codebook, 1 in the shifts.
+#[cfg(target_arch = "x86_64")]
+const RAISED: i16 = 9;
+
+/// Eight partial sums of a block's scaled products.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx2")]
+fn sums(block: &[u8; BYTES], indices: &Indices, x: &[u8; 256], x_sums: __m256i) -> __m256i {
+    let scales = scales(block);
+    let groups = Scales::of_groups(scales);
+    let raised = raised_sums(x, Some(shifts(block)), groups, |steps, s| eights(steps, indices, s));
+    let share = _mm256_madd_epi16(_mm256_mullo_epi16(scales, _mm256_set1_epi16(RAISED)), x_sums);
+    _mm256_sub_epi32(raised, share)
+}
+
+/// The nibbles of `high`, each with another above it.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx2")]
+fn nibbles(block: &[u8; BYTES]) -> __m256i {
+    let bytes = _mm256_cvtepu8_epi16(x86::load16(block, 32));
+    _mm256_or_si256(bytes, _mm256_slli_epi16::<4>(bytes))
+}
+
+/// Eleven bits each.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx2")]
+fn indices(block: &[u8; BYTES]) -> Indices {
+    let qs = x86::load32(block, 0);
+    let high = _mm256_and_si256(nibbles(block), _mm256_set1_epi8(7));
+    let (a, b) = (_mm256_unpacklo_epi8(qs, high), _mm256_unpackhi_epi8(qs, high));
+    Indices::new(_mm256_permute2x128_si256::<0x20>(a, b), _mm256_permute2x128_si256::<0x31>(a, b))
+}
+
+/// The shifts plus 1.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx2")]
+fn shifts(block: &[u8; BYTES]) -> Repeated {
+    // Bit 3 becomes 2 where it is clear, 0 where it is set.
+    let clear = _mm256_andnot_si256(nibbles(block), _mm256_set1_epi8(8));
+    Repeated::new(_mm256_srli_epi16::<2>(clear))
+}
+
+/// `2·scale + 1` of the sixteen groups.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx2")]
+fn scales(block: &[u8; BYTES]) -> __m256i {
+    let words = _mm256_set1_epi64x(i64::from_le_bytes(block[48..].as_chunks::<8>().0[0]));
+    let four = |i: i64| (((2 * i + 1) << 8) | (2 * i)) * 0x0001_0001_0001_0001;
+    let own = _mm256_shuffle_epi8(words, _mm256_setr_epi64x(four(0), four(1), four(2), four(3)));
+    // The three bits of scale i to the top of their word, then down to bit 1; the bit below them becomes the 1.
+    let shifts = _mm256_set1_epi64x(1 << (48 + 4) | 1 << (32 + 7) | 1 << (16 + 10) | 1 << 13);
+    let top = _mm256_mullo_epi16(own, shifts);
+    _mm256_or_si256(_mm256_srli_epi16::<12>(top), _mm256_set1_epi16(1))
+}
+
+/// Four eights of the raised codebook.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx2")]
+fn eights(steps: &mut Steps<'_>, indices: &Indices, s: usize) -> __m256i {
+    // SAFETY: AVX2 is on; eleven bits are inside a codebook of 2048.
+    unsafe { x86::codebook::four_of(&grids::IQ1_RAISED, steps.four_words(indices, s)) }
 }

@@ -14,7 +14,10 @@ use super::block32::half_at;
 use super::block256::{self, Block256, u16_at};
 use super::grids;
 #[cfg(target_arch = "x86_64")]
-use super::x86::{self, avx512 as wide};
+use super::x86::{
+    self, avx512 as wide,
+    codebook::{Indices, Repeated, Scales, Steps, lowered_integers, raised_sums},
+};
 use crate::{Activation, Format};
 
 pub(super) const BYTES: usize = 50;
@@ -75,13 +78,34 @@ impl x86::block256::X86Block256<BYTES> for Iq1S {
 
     #[inline]
     #[target_feature(enable = "avx2")]
-    unsafe fn pairs(block: &[u8; BYTES], s: usize, x: __m256i) -> __m256i {
-        let high = u16_at(block, 34 + 2 * s);
-        let g = x86::four_eights(|l| {
-            grids::IQ1[usize::from(block[2 + 4 * s + l]) | usize::from(high >> (3 * l) & 7) << 8]
-        });
-        let shift = _mm256_set1_epi8(if high >> 15 == 1 { -1 } else { 1 });
-        x86::signed_pairs(_mm256_add_epi8(g, shift), x)
+    unsafe fn sums(block: &[u8; BYTES], x: &[u8; 256], x_sums: __m256i) -> (__m256i, __m256i) {
+        (sums(block, &indices(block), x, x_sums), _mm256_setzero_si256())
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn four_sums(
+        blocks: [&[u8; BYTES]; 4],
+        x: &[u8; 256],
+        x_sums: __m256i,
+    ) -> ([__m256i; 4], [__m256i; 4]) {
+        let [a, b, c, d] = blocks;
+        let [i, j, k, l] = [indices(a), indices(b), indices(c), indices(d)];
+        (
+            [sums(a, &i, x, x_sums), sums(b, &j, x, x_sums), sums(c, &k, x, x_sums), sums(d, &l, x, x_sums)],
+            [_mm256_setzero_si256(); 4],
+        )
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn integers(block: &[u8; BYTES], q: &mut [i8; 256]) {
+        let indices = indices(block);
+        // A shift of −1 or 1 per step; four equal bytes, since there is one for each eight.
+        let high = x86::load16(block, 34);
+        let spread = _mm256_cvtepi16_epi32(_mm_srai_epi16::<15>(high));
+        let shifts = Repeated::new(_mm256_or_si256(spread, _mm256_set1_epi8(1)));
+        lowered_integers(q, &shifts, RAISED, |steps, s| eights(steps, &indices, s));
     }
 
     #[inline]
@@ -100,4 +124,64 @@ impl x86::block256::X86Block256<BYTES> for Iq1S {
         let shift = _mm512_mask_blend_epi64(minus, _mm512_set1_epi8(10), _mm512_set1_epi8(8));
         (_mm512_add_epi8(g, shift), 0)
     }
+}
+
+/// What makes the codebook unsigned.
+#[cfg(target_arch = "x86_64")]
+const RAISED: i8 = 8;
+
+/// Eight partial sums of a block's scaled products.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx2")]
+fn sums(block: &[u8; BYTES], indices: &Indices, x: &[u8; 256], x_sums: __m256i) -> __m256i {
+    let (scales, shares) = scales(block);
+    let raised = raised_sums(x, None, scales, |steps, s| eights(steps, indices, s));
+    _mm256_add_epi32(raised, _mm256_madd_epi16(shares, x_sums))
+}
+
+/// Eleven bits each.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx2")]
+fn indices(block: &[u8; BYTES]) -> Indices {
+    let high = _mm256_broadcastsi128_si256(x86::load16(block, 34));
+    let half = |qs: usize, step: i64| {
+        // The word of a step four times, then bits 3·l up of word l moved to bit 9 and down to 8.
+        let four = |s: i64| (((2 * s + 1) << 8) | (2 * s)) * 0x0001_0001_0001_0001;
+        let to = _mm256_setr_epi64x(four(step), four(step + 1), four(step + 2), four(step + 3));
+        let fields = _mm256_set1_epi64x(1 << 48 | 1 << (32 + 3) | 1 << (16 + 6) | 1 << 9);
+        let moved = _mm256_srli_epi16::<1>(_mm256_mullo_epi16(_mm256_shuffle_epi8(high, to), fields));
+        let low = _mm256_cvtepu8_epi16(x86::load16(block, qs));
+        _mm256_or_si256(low, _mm256_and_si256(moved, _mm256_set1_epi16(7 << 8)))
+    };
+    Indices::new(half(2, 0), half(18, 4))
+}
+
+/// `2·scale + 1` of the steps; and for the sixteen groups that scale times the shift, less what the raised codebook has too much.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx2")]
+fn scales(block: &[u8; BYTES]) -> (Scales, __m256i) {
+    let high = _mm256_broadcastsi128_si256(x86::load16(block, 34));
+    let twice = _mm256_and_si256(_mm256_srli_epi16::<11>(high), _mm256_set1_epi16(14));
+    let scale = _mm256_or_si256(twice, _mm256_set1_epi16(1));
+    // −1 or 0 becomes a shift of −1 or 1.
+    let minus = _mm256_srai_epi16::<15>(high);
+    let shift = _mm256_add_epi16(_mm256_add_epi16(minus, minus), _mm256_set1_epi16(1 - i16::from(RAISED)));
+    let share = _mm256_mullo_epi16(scale, shift);
+    let (first, last) = (_mm256_unpacklo_epi16(share, share), _mm256_unpackhi_epi16(share, share));
+    (
+        Scales::new(_mm256_unpacklo_epi16(scale, scale), _mm256_unpackhi_epi16(scale, scale)),
+        _mm256_blend_epi32::<0b1111_0000>(first, last),
+    )
+}
+
+/// Four eights of the raised codebook.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx2")]
+fn eights(steps: &mut Steps<'_>, indices: &Indices, s: usize) -> __m256i {
+    // SAFETY: AVX2 is on; eleven bits are inside a codebook of 2048.
+    unsafe { x86::codebook::four_of(&grids::IQ1_RAISED, steps.four_words(indices, s)) }
 }

@@ -13,7 +13,10 @@ use super::block32::half_at;
 use super::block256::{self, Block256, apply_signs, put8};
 use super::grids;
 #[cfg(target_arch = "x86_64")]
-use super::x86::{self, avx512 as wide};
+use super::x86::{
+    self, avx512 as wide,
+    codebook::{IN_ORDER, Indices, Scales, Signs, Steps, signed_integers, signed_sums},
+};
 use crate::{Activation, Format};
 
 pub(super) const BYTES: usize = 82;
@@ -66,13 +69,30 @@ impl x86::block256::X86Block256<BYTES> for Iq2S {
 
     #[inline]
     #[target_feature(enable = "avx2")]
-    unsafe fn pairs(block: &[u8; BYTES], s: usize, x: __m256i) -> __m256i {
-        let high = usize::from(block[66 + s]);
-        let g = x86::four_eights(|l| {
-            grids::IQ2_S[usize::from(block[2 + 4 * s + l]) | (high >> (2 * l) & 3) << 8]
-        });
-        let minus = x86::four_eights(|l| grids::SIGNS[usize::from(block[34 + 4 * s + l])]);
-        x86::masked_pairs(g, minus, x)
+    unsafe fn sums(block: &[u8; BYTES], x: &[u8; 256], x_sums: __m256i) -> (__m256i, __m256i) {
+        (sums(block, &indices(block), x, x_sums), _mm256_setzero_si256())
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn four_sums(
+        blocks: [&[u8; BYTES]; 4],
+        x: &[u8; 256],
+        x_sums: __m256i,
+    ) -> ([__m256i; 4], [__m256i; 4]) {
+        let [a, b, c, d] = blocks;
+        let [i, j, k, l] = [indices(a), indices(b), indices(c), indices(d)];
+        (
+            [sums(a, &i, x, x_sums), sums(b, &j, x, x_sums), sums(c, &k, x, x_sums), sums(d, &l, x, x_sums)],
+            [_mm256_setzero_si256(); 4],
+        )
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn integers(block: &[u8; BYTES], q: &mut [i8; 256]) {
+        let (indices, signs) = (indices(block), Signs::new(x86::load32(block, 34)));
+        signed_integers(q, IN_ORDER, signs, |steps, s| eights(steps, &indices, s));
     }
 
     #[inline]
@@ -84,4 +104,43 @@ impl x86::block256::X86Block256<BYTES> for Iq2S {
         });
         (g, block256::u64_at(block, 34 + 8 * s))
     }
+}
+
+/// Eight partial sums of a block's scaled products.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx2")]
+fn sums(block: &[u8; BYTES], indices: &Indices, x: &[u8; 256], _x_sums: __m256i) -> __m256i {
+    let scales = Scales::odd_nibbles(&block[74..], IN_ORDER);
+    let signs = Signs::new(x86::load32(block, 34));
+    signed_sums(x, IN_ORDER, signs, scales, |steps, s| eights(steps, indices, s))
+}
+
+/// Powers of two, by words, that bring two bits from `2·l` to 8.
+#[cfg(target_arch = "x86_64")]
+const FIELDS: i64 = 4 << 48 | 16 << 32 | 64 << 16 | 256;
+
+/// Ten bits each.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx2")]
+fn indices(block: &[u8; BYTES]) -> Indices {
+    let high = _mm256_set1_epi64x(i64::from_le_bytes(block[66..].as_chunks::<8>().0[0]));
+    let half = |qs: usize, step: u64| {
+        // The byte of a step as four words, then bits 2·l up of word l moved to bit 8.
+        let four = |s: u64| ((0x80 << 8 | s) * 0x0001_0001_0001_0001).cast_signed();
+        let to = _mm256_setr_epi64x(four(step), four(step + 1), four(step + 2), four(step + 3));
+        let moved = _mm256_mullo_epi16(_mm256_shuffle_epi8(high, to), _mm256_set1_epi64x(FIELDS));
+        let low = _mm256_cvtepu8_epi16(x86::load16(block, qs));
+        _mm256_or_si256(low, _mm256_and_si256(moved, _mm256_set1_epi16(3 << 8)))
+    };
+    Indices::new(half(2, 0), half(18, 4))
+}
+
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx2")]
+fn eights(steps: &mut Steps<'_>, indices: &Indices, s: usize) -> __m256i {
+    // SAFETY: AVX2 is on; ten bits are inside a codebook of 1024.
+    unsafe { x86::codebook::four_of(&grids::IQ2_S, steps.four_words(indices, s)) }
 }

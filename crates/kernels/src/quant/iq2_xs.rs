@@ -14,7 +14,10 @@ use super::block32::half_at;
 use super::block256::{self, Block256, apply_signs, put8, u16_at};
 use super::grids;
 #[cfg(target_arch = "x86_64")]
-use super::x86::{self, avx512 as wide};
+use super::x86::{
+    self, avx512 as wide,
+    codebook::{BY_HALVES, Indices, Scales, Signs, Steps, even_signs, signed_integers, signed_sums},
+};
 use crate::{Activation, Format};
 
 pub(super) const BYTES: usize = 74;
@@ -67,11 +70,30 @@ impl x86::block256::X86Block256<BYTES> for Iq2Xs {
 
     #[inline]
     #[target_feature(enable = "avx2")]
-    unsafe fn pairs(block: &[u8; BYTES], s: usize, x: __m256i) -> __m256i {
-        let word = |l: usize| usize::from(u16_at(block, 2 + 8 * s + 2 * l));
-        let g = x86::four_eights(|l| grids::IQ2_XS[word(l) & 511]);
-        let minus = x86::four_eights(|l| grids::EVEN_SIGNS[word(l) >> 9]);
-        x86::masked_pairs(g, minus, x)
+    unsafe fn sums(block: &[u8; BYTES], x: &[u8; 256], x_sums: __m256i) -> (__m256i, __m256i) {
+        (sums(block, &indices(block), x, x_sums), _mm256_setzero_si256())
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn four_sums(
+        blocks: [&[u8; BYTES]; 4],
+        x: &[u8; 256],
+        x_sums: __m256i,
+    ) -> ([__m256i; 4], [__m256i; 4]) {
+        let [a, b, c, d] = blocks;
+        let [i, j, k, l] = [indices(a), indices(b), indices(c), indices(d)];
+        (
+            [sums(a, &i, x, x_sums), sums(b, &j, x, x_sums), sums(c, &k, x, x_sums), sums(d, &l, x, x_sums)],
+            [_mm256_setzero_si256(); 4],
+        )
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn integers(block: &[u8; BYTES], q: &mut [i8; 256]) {
+        let indices = indices(block);
+        signed_integers(q, BY_HALVES, signs(block), |steps, s| eights(steps, &indices, s));
     }
 
     #[inline]
@@ -83,4 +105,40 @@ impl x86::block256::X86Block256<BYTES> for Iq2Xs {
         let minus = wide::even(_mm_cvtsi128_si64(_mm_packus_epi16(sevens, sevens)) as u64);
         (g, minus)
     }
+}
+
+/// Eight partial sums of a block's scaled products.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx2")]
+fn sums(block: &[u8; BYTES], indices: &Indices, x: &[u8; 256], _x_sums: __m256i) -> __m256i {
+    let scales = Scales::odd_nibbles(&block[66..], BY_HALVES);
+    signed_sums(x, BY_HALVES, signs(block), scales, |steps, s| eights(steps, indices, s))
+}
+
+/// Nine bits each.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx2")]
+fn indices(block: &[u8; BYTES]) -> Indices {
+    let nine = _mm256_set1_epi16(511);
+    let nine_of = |at| _mm256_and_si256(x86::load32(block, at), nine);
+    Indices::new(nine_of(2), nine_of(34))
+}
+
+/// The seven bits above. Packing takes the lower halves first.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx2")]
+fn signs(block: &[u8; BYTES]) -> Signs {
+    let seven_of = |at| _mm256_srli_epi16::<9>(x86::load32(block, at));
+    Signs::new(even_signs(_mm256_packus_epi16(seven_of(2), seven_of(34))))
+}
+
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx2")]
+fn eights(steps: &mut Steps<'_>, indices: &Indices, s: usize) -> __m256i {
+    // SAFETY: AVX2 is on; nine bits are inside a codebook of 512.
+    unsafe { x86::codebook::four_of(&grids::IQ2_XS, steps.four_words(indices, s)) }
 }

@@ -14,7 +14,10 @@ use super::block32::half_at;
 use super::block256::{self, Block256, apply_signs, put8, u32_at};
 use super::grids;
 #[cfg(target_arch = "x86_64")]
-use super::x86::{self, avx512 as wide};
+use super::x86::{
+    self, avx512 as wide,
+    codebook::{BY_HALVES, Scales, Signs, Steps, even_signs, signed_integers, signed_sums},
+};
 use crate::{Activation, Format};
 
 pub(super) const BYTES: usize = 66;
@@ -70,11 +73,16 @@ impl x86::block256::X86Block256<BYTES> for Iq2Xxs {
 
     #[inline]
     #[target_feature(enable = "avx2")]
-    unsafe fn pairs(block: &[u8; BYTES], s: usize, x: __m256i) -> __m256i {
-        let w = u32_at(block, 6 + 8 * s);
-        let g = x86::four_eights(|l| grids::IQ2_XXS[usize::from(block[2 + 8 * s + l])]);
-        let minus = x86::four_eights(|l| grids::EVEN_SIGNS[(w >> (7 * l)) as usize & 127]);
-        x86::masked_pairs(g, minus, x)
+    unsafe fn sums(block: &[u8; BYTES], x: &[u8; 256], _x_sums: __m256i) -> (__m256i, __m256i) {
+        let w = words(block);
+        let sums = signed_sums(x, BY_HALVES, signs(w), scales(w), |steps, s| eights(steps, block, s));
+        (sums, _mm256_setzero_si256())
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn integers(block: &[u8; BYTES], q: &mut [i8; 256]) {
+        signed_integers(q, BY_HALVES, signs(words(block)), |steps, s| eights(steps, block, s));
     }
 
     #[inline]
@@ -85,4 +93,55 @@ impl x86::block256::X86Block256<BYTES> for Iq2Xxs {
         let minus = wide::even(wide::eight_sevens(u32_at(block, at + 4), u32_at(block, at + 12)));
         (g, minus)
     }
+}
+
+/// The eight words `w`, by halves.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx2")]
+fn words(block: &[u8; BYTES]) -> __m256i {
+    let (a, b) = (x86::load32(block, 2), x86::load32(block, 34));
+    let w = _mm256_shuffle_ps::<0b11_01_11_01>(_mm256_castsi256_ps(a), _mm256_castsi256_ps(b));
+    _mm256_castps_si256(w)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx2")]
+fn eights(steps: &mut Steps<'_>, block: &[u8; BYTES], s: usize) -> __m256i {
+    // SAFETY: AVX2 is on; a byte is inside a codebook of 256.
+    unsafe { x86::codebook::four_of(&grids::IQ2_XXS, steps.four_bytes(block, 2 + 8 * s)) }
+}
+
+/// Four times seven bits of a word become four bytes, then eight bits each.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx2")]
+fn signs(w: __m256i) -> Signs {
+    // The upper part of a word or of its halves moves up, the lower stays.
+    let fourteens = _mm256_or_si256(
+        _mm256_and_si256(w, _mm256_set1_epi32(0x3fff)),
+        _mm256_and_si256(_mm256_slli_epi32::<2>(w), _mm256_set1_epi32(0x3fff << 16)),
+    );
+    let sevens = _mm256_or_si256(
+        _mm256_and_si256(fourteens, _mm256_set1_epi16(0x7f)),
+        _mm256_and_si256(_mm256_slli_epi16::<1>(fourteens), _mm256_set1_epi16(0x7f << 8)),
+    );
+    Signs::new(even_signs(sevens))
+}
+
+/// `2·scale + 1` from the top four bits of each word.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx2")]
+fn scales(w: __m256i) -> Scales {
+    let top = _mm256_broadcastsi128_si256(_mm_setr_epi8(
+        -1, 3, -1, 3, -1, 7, -1, 7, -1, 11, -1, 11, -1, 15, -1, 15,
+    ));
+    // The bit below the four becomes the 1.
+    let scale = _mm256_or_si256(_mm256_srli_epi16::<11>(_mm256_shuffle_epi8(w, top)), _mm256_set1_epi16(1));
+    Scales::new(
+        _mm256_permute2x128_si256::<0x00>(scale, scale),
+        _mm256_permute2x128_si256::<0x11>(scale, scale),
+    )
 }

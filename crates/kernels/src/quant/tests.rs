@@ -110,7 +110,7 @@ fn kernels_fall_back_to_a_plainer_instruction_set() {
 fn which_formats_have_which_kernels() {
     let without =
         |has: fn(&Format) -> bool| FORMATS.iter().filter(|f| !has(f)).map(|f| f.name).collect::<Vec<_>>();
-    assert_eq!(without(|f| f.avx2.is_some()), ["TQ1_0"]);
+    assert!(without(|f| f.avx2.is_some()).is_empty());
     assert_eq!(without(|f| f.avx512.is_some()), ["NVFP4", "TQ1_0"]);
 }
 

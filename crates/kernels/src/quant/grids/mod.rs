@@ -20,6 +20,9 @@ pub(super) static IQ3_XXS: [u32; 256] = fours(&iq3xxs::CODES, LEVELS_3XXS);
 pub(super) static IQ3_S: [u32; 512] = fours(&iq3s::CODES, LEVELS_3S);
 /// Eight times the values.
 pub(super) static IQ1: [u64; 2048] = eights(&iq1s::CODES, LEVELS_1);
+/// The same plus 8, for kernels that want unsigned bytes.
+#[cfg(target_arch = "x86_64")]
+pub(super) static IQ1_RAISED: [u64; 2048] = eights(&iq1s::CODES, [0, 8, 16, 0]);
 
 const fn eights<const N: usize>(codes: &[u16; N], levels: [u8; 4]) -> [u64; N] {
     let mut rows = [0; N];

@@ -94,6 +94,31 @@ pub(in crate::quant) trait X86Block256<const N: usize>: Block256<N> {
         (acc, if Self::MIN { _mm256_madd_epi16(mins, x_sums) } else { _mm256_setzero_si256() })
     }
 
+    /// The same for the blocks of four rows. Formats that look weights up override it, to have the indices of all four on their way
+    /// before the first is needed.
+    ///
+    /// # Safety
+    /// AVX2.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn four_sums(
+        blocks: [&[u8; N]; 4],
+        x: &[u8; 256],
+        x_sums: __m256i,
+    ) -> ([__m256i; 4], [__m256i; 4]) {
+        let [a, b, c, d] = blocks;
+        // SAFETY: AVX2 is on.
+        let ((p0, m0), (p1, m1), (p2, m2), (p3, m3)) = unsafe {
+            (
+                Self::sums(a, x, x_sums),
+                Self::sums(b, x, x_sums),
+                Self::sums(c, x, x_sums),
+                Self::sums(d, x, x_sums),
+            )
+        };
+        ([p0, p1, p2, p3], [m0, m1, m2, m3])
+    }
+
     /// The block's integers, for a tile.
     ///
     /// # Safety
@@ -151,14 +176,7 @@ macro_rules! rows {
                 let x_q = &x.q.as_chunks::<256>().0[b];
                 let x_sums = load32(x.sums, 32 * b);
                 // SAFETY: this function has its features.
-                let ((p0, m0), (p1, m1), (p2, m2), (p3, m3)) = unsafe {
-                    (
-                        $sums(w0, x_q, x_sums),
-                        $sums(w1, x_q, x_sums),
-                        $sums(w2, x_q, x_sums),
-                        $sums(w3, x_q, x_sums),
-                    )
-                };
+                let (products, mins) = unsafe { $sums([w0, w1, w2, w3], x_q, x_sums) };
                 let (mut d, mut dmin) =
                     four_units([B::halves(w0), B::halves(w1), B::halves(w2), B::halves(w3)]);
                 if B::UNIT_FACTOR != 1.0 {
@@ -166,9 +184,9 @@ macro_rules! rows {
                     dmin = _mm_mul_ps(dmin, _mm_set1_ps(B::UNIT_FACTOR));
                 }
                 // The same operations in the same order as `term`.
-                let mut t = _mm_mul_ps(d, _mm_cvtepi32_ps(four_totals([p0, p1, p2, p3])));
+                let mut t = _mm_mul_ps(d, _mm_cvtepi32_ps(four_totals(products)));
                 if B::MIN {
-                    let mins = _mm_cvtepi32_ps(four_totals([m0, m1, m2, m3]));
+                    let mins = _mm_cvtepi32_ps(four_totals(mins));
                     t = _mm_sub_ps(t, _mm_mul_ps(dmin, mins));
                 }
                 total = _mm_add_ps(total, _mm_mul_ps(_mm_set1_ps(x.d(b)), t));
@@ -181,8 +199,32 @@ macro_rules! rows {
     };
 }
 
-rows!(rows_avx2, four_avx2, "avx2,f16c", B::sums);
-rows!(rows_avx512, four_avx512, "avx2,f16c,avx512f,avx512bw,avx512vl,avx512vnni", sums_avx512::<B, N>);
+rows!(rows_avx2, four_avx2, "avx2,f16c", B::four_sums);
+rows!(rows_avx512, four_avx512, "avx2,f16c,avx512f,avx512bw,avx512vl,avx512vnni", four_sums_avx512::<B, N>);
+
+/// [`X86Block256::four_sums`] with AVX-512.
+///
+/// # Safety
+/// The features named.
+#[inline]
+#[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512vnni")]
+unsafe fn four_sums_avx512<B: X86Block256<N>, const N: usize>(
+    blocks: [&[u8; N]; 4],
+    x: &[u8; 256],
+    x_sums: __m256i,
+) -> ([__m256i; 4], [__m256i; 4]) {
+    let [a, b, c, d] = blocks;
+    // SAFETY: this function has its features.
+    let ((p0, m0), (p1, m1), (p2, m2), (p3, m3)) = unsafe {
+        (
+            sums_avx512::<B, N>(a, x, x_sums),
+            sums_avx512::<B, N>(b, x, x_sums),
+            sums_avx512::<B, N>(c, x, x_sums),
+            sums_avx512::<B, N>(d, x, x_sums),
+        )
+    };
+    ([p0, p1, p2, p3], [m0, m1, m2, m3])
+}
 
 /// [`X86Block256::sums`] with AVX-512.
 ///

@@ -3,6 +3,7 @@
 pub(super) mod avx512;
 pub(super) mod block256;
 pub(super) mod block32;
+pub(super) mod codebook;
 pub(super) mod floats;
 pub(super) mod fours;
 pub(super) mod rows32;
@@ -104,13 +105,6 @@ pub(super) fn signed_pairs(q: __m256i, x: __m256i) -> __m256i {
 #[target_feature(enable = "avx2")]
 pub(super) fn masked_pairs(g: __m256i, minus: __m256i, x: __m256i) -> __m256i {
     _mm256_maddubs_epi16(g, _mm256_sub_epi8(_mm256_xor_si256(x, minus), minus))
-}
-
-/// Four groups of eight bytes, the first lowest.
-#[inline]
-#[target_feature(enable = "avx2")]
-pub(super) fn four_eights(get: impl Fn(usize) -> u64) -> __m256i {
-    _mm256_set_epi64x(get(3) as i64, get(2) as i64, get(1) as i64, get(0) as i64)
 }
 
 /// The sums of four times eight integers.
