@@ -189,7 +189,7 @@ fn shifts(block: &[u8; BYTES]) -> Repeated {
 #[target_feature(enable = "avx2")]
 fn scales(block: &[u8; BYTES]) -> __m256i {
     let words = _mm256_set1_epi64x(i64::from_le_bytes(block[48..].as_chunks::<8>().0[0]));
-    let four = |i: i64| ((2 * i + 1) << 8 | 2 * i) * 0x0001_0001_0001_0001;
+    let four = |i: i64| (((2 * i + 1) << 8) | (2 * i)) * 0x0001_0001_0001_0001;
     let own = _mm256_shuffle_epi8(words, _mm256_setr_epi64x(four(0), four(1), four(2), four(3)));
     // The three bits of scale i to the top of their word, then down to bit 1; the bit below them becomes the 1.
     let shifts = _mm256_set1_epi64x(1 << (48 + 4) | 1 << (32 + 7) | 1 << (16 + 10) | 1 << 13);

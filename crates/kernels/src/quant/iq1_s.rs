@@ -148,7 +148,7 @@ fn indices(block: &[u8; BYTES]) -> Indices {
     let high = _mm256_broadcastsi128_si256(x86::load16(block, 34));
     let half = |qs: usize, step: i64| {
         // The word of a step four times, then bits 3·l up of word l moved to bit 9 and down to 8.
-        let four = |s: i64| ((2 * s + 1) << 8 | 2 * s) * 0x0001_0001_0001_0001;
+        let four = |s: i64| (((2 * s + 1) << 8) | (2 * s)) * 0x0001_0001_0001_0001;
         let to = _mm256_setr_epi64x(four(step), four(step + 1), four(step + 2), four(step + 3));
         let fields = _mm256_set1_epi64x(1 << 48 | 1 << (32 + 3) | 1 << (16 + 6) | 1 << 9);
         let moved = _mm256_srli_epi16::<1>(_mm256_mullo_epi16(_mm256_shuffle_epi8(high, to), fields));

@@ -66,6 +66,7 @@ impl x86::block256::X86Block256<BYTES> for Tq1_0 {
     const UNIT_AT: usize = 52;
     const TILE_OFFSET: i32 = 1;
     const TILE_CHAIN: usize = 8;
+    const WIDE_OFFSET: i32 = 1;
     const SHARED: usize = 32;
 
     #[inline]
@@ -87,6 +88,14 @@ impl x86::block256::X86Block256<BYTES> for Tq1_0 {
         for (s, v) in vectors(block).into_iter().enumerate() {
             put32(q, s, v);
         }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl")]
+    unsafe fn wide(block: &[u8; BYTES], s: usize) -> (__m512i, u64) {
+        let v = vectors(block);
+        let both = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(v[2 * s]), v[2 * s + 1]);
+        (_mm512_add_epi8(both, _mm512_set1_epi8(1)), 0)
     }
 }
 
@@ -123,5 +132,5 @@ fn vectors(block: &[u8; BYTES]) -> [__m256i; 8] {
     let last = _mm_packus_epi16(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256::<1>(bytes));
     let last = _mm_xor_si128(last, _mm256_castsi256_si128(offset));
     v[7] = _mm256_inserti128_si256::<1>(fifth, last);
-    v.map(|v| integer(v))
+    v.map(integer)
 }

@@ -61,11 +61,20 @@ impl CpuBackend {
         });
     }
 
-    pub(super) fn layer_norm_rows(&mut self, x: View, weight: WeightId, bias: WeightId, eps: f32, rows: usize) {
+    pub(super) fn layer_norm_rows(
+        &mut self,
+        x: View,
+        weight: WeightId,
+        bias: WeightId,
+        eps: f32,
+        rows: usize,
+    ) {
         let width = self.vector(weight).len();
         let Self { pool, buffers, scratch, weights, .. } = self;
         let [weight, bias] = [weight, bias].map(|id| floats(&weights[id.0 as usize].bytes));
-        map(pool, buffers, scratch, (x, x), width, rows, &|x, out| ops::layer_norm(x, weight, bias, eps, out));
+        map(pool, buffers, scratch, (x, x), width, rows, &|x, out| {
+            ops::layer_norm(x, weight, bias, eps, out)
+        });
     }
 
     pub(super) fn rope_rows(&mut self, table: RopeId, x: Heads, start: usize, rows: usize) {
