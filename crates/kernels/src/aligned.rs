@@ -18,6 +18,17 @@ pub struct AlignedBuf {
     layout: Layout, // of the whole allocation at `base`; size 0 means there is none
 }
 
+/// Weights are read once per token from far apart: with small pages each 4 KiB costs a page walk.
+#[cfg(target_os = "linux")]
+fn ask_for_huge_pages(start: NonNull<u8>, len: usize) {
+    // SAFETY: the range lies inside an allocation that nobody uses yet; the advice changes no content.
+    // It is only advice: a system without huge pages refuses, and nothing is lost.
+    let _ = unsafe { rustix::mm::madvise(start.as_ptr().cast(), len, rustix::mm::Advice::LinuxHugepage) };
+}
+
+#[cfg(not(target_os = "linux"))]
+fn ask_for_huge_pages(_start: NonNull<u8>, _len: usize) {}
+
 // SAFETY: the buffer owns its memory exclusively, like a `Box<[u8]>`.
 unsafe impl Send for AlignedBuf {}
 // SAFETY: shared access only reads bytes.
@@ -44,6 +55,9 @@ impl AlignedBuf {
         debug_assert!(skip <= align);
         // SAFETY: skip < align, so start + len stays inside the allocation of len + align bytes.
         let start = unsafe { base.add(skip) };
+        if len >= HUGE_PAGE {
+            ask_for_huge_pages(start, len);
+        }
         AlignedBuf { start, len, base, layout }
     }
 

@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use super::avx512::load64;
 use super::tile::{self, Panel};
-use super::{four_totals, four_units, load32, signed_pairs, tile512};
+use super::{fetch, four_totals, four_units, load32, signed_pairs, tile512};
 use crate::activation::Q8kRow;
 use crate::quant::block256::{Block256, u32_at};
 use crate::{Kernels, TILE_ROWS};
@@ -188,6 +188,9 @@ macro_rules! rows {
             for (b, (((w0, w1), w2), w3)) in columns.enumerate() {
                 let x_q = &x.q.as_chunks::<256>().0[b];
                 let x_sums = load32(x.sums, 32 * b);
+                for w in [w0, w1, w2, w3] {
+                    fetch(w, 4 * size_of_val(rows[0]));
+                }
                 // SAFETY: this function has its features.
                 let (products, mins) = unsafe { $sums([w0, w1, w2, w3], x_q, x_sums) };
                 let (mut d, mut dmin) =

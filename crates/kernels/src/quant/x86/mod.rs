@@ -30,6 +30,17 @@ pub(super) fn load32(bytes: &[u8], at: usize) -> __m256i {
     unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) }
 }
 
+/// Asks for the block `ahead` bytes on: a row is too short for the processor to see where it is heading, and the rows after the next
+/// three are next.
+#[inline(always)]
+fn fetch(block: &[u8], ahead: usize) {
+    for line in (0..block.len()).step_by(64) {
+        let at = block.as_ptr().wrapping_add(ahead + line);
+        // SAFETY: a hint; it does not matter whether there is memory.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
+    }
+}
+
 /// The floats of four halves, and of the four above them in the same words.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]

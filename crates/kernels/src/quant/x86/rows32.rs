@@ -13,7 +13,7 @@ use super::block32::X86Block32;
 // (Arrays' own `map` would not be compiled for AVX2 and its vectors would go through memory.)
 
 use super::fours::both_halves;
-use super::load16;
+use super::{fetch, load16};
 use crate::activation::Q8Row;
 
 /// One block column of four rows.
@@ -52,6 +52,9 @@ macro_rules! rows {
                 x.q.as_chunks::<64>().0.iter().zip(x.d.as_chunks::<8>().0).zip(x.sum.as_chunks::<8>().0);
             for ((((a, b), c), d), ((x_q, x_d), x_sum)) in a.iter().zip(b).zip(c).zip(d).zip(x_pairs) {
                 let columns = [[&a[0], &b[0], &c[0], &d[0]], [&a[1], &b[1], &c[1], &d[1]]];
+                for pair in [a, b, c, d] {
+                    fetch(pair.as_flattened(), 4 * size_of_val(rows[0]));
+                }
                 let twice = |pair: &[u8; 8]| {
                     _mm256_shuffle_epi32::<0b01_01_00_00>(_mm256_set1_epi64x(i64::from_le_bytes(*pair)))
                 };
