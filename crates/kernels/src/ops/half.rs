@@ -28,6 +28,11 @@ pub fn f32_to_f16(x: &[f32], out: &mut [u16]) {
         // SAFETY: Isa::current only names an instruction set that this processor has.
         return unsafe { super::x86::narrow_all(x, out) };
     }
+    #[cfg(target_arch = "aarch64")]
+    if crate::Isa::current() == crate::Isa::Neon {
+        // SAFETY: Isa::current only names an instruction set that this processor has.
+        return unsafe { super::neon::narrow_all(x, out) };
+    }
     for (x, out) in x.iter().zip(out) {
         *out = narrow(*x);
     }
@@ -43,6 +48,11 @@ pub fn f16_to_f32(x: &[u16], out: &mut [f32]) {
     if matches!(crate::Isa::current(), crate::Isa::Avx2 | crate::Isa::Avx512) {
         // SAFETY: Isa::current only names an instruction set that this processor has.
         return unsafe { super::x86::widen_all(x, out) };
+    }
+    #[cfg(target_arch = "aarch64")]
+    if crate::Isa::current() == crate::Isa::Neon {
+        // SAFETY: Isa::current only names an instruction set that this processor has.
+        return unsafe { super::neon::widen_all(x, out) };
     }
     for (x, out) in x.iter().zip(out) {
         *out = widen(*x);

@@ -56,6 +56,8 @@ mod exp;
 mod hadamard;
 mod half;
 mod index;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod norm;
 mod q8;
 mod rope;
