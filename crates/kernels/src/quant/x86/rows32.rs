@@ -58,9 +58,9 @@ macro_rules! rows {
                 let twice = |pair: &[u8; 8]| {
                     _mm256_shuffle_epi32::<0b01_01_00_00>(_mm256_set1_epi64x(i64::from_le_bytes(*pair)))
                 };
-                // SAFETY: this function has their features.
-                let t =
-                    unsafe { $terms::<B, N>(columns, x_q, _mm256_castsi256_ps(twice(x_d)), twice(x_sum)) };
+                let x_d = _mm256_castsi256_ps(twice(x_d));
+                // SAFETY: this function has its features.
+                let t = unsafe { $terms::<B, N>(columns, x_q, x_d, twice(x_sum)) };
                 // One column after the other, as the canonical order has it.
                 total = _mm256_add_ps(total, t);
                 total = _mm256_add_ps(total, _mm256_shuffle_ps::<0b11_10_11_10>(t, t));
