@@ -399,37 +399,35 @@ mod tests {
     #[test]
     #[ignore = "a measurement"]
     fn dispatch_cost() {
+        const TASKS: usize = 16;
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
-        let micros = |pool: &Pool, work: u32, n: usize, pause: Duration| {
-            let mut best = f64::INFINITY;
-            let mut all = Vec::new();
-            for _ in 0..9 {
-                let mut spent = Duration::ZERO;
-                for _ in 0..n {
-                    if !pause.is_zero() {
+        // Microseconds per dispatch: best and median of eleven rounds.
+        let micros = |pool: &Pool, spins: u32, n: usize, pause: Duration| {
+            let mut rounds: Vec<f64> = (0..11)
+                .map(|_| {
+                    let mut spent = Duration::ZERO;
+                    for _ in 0..n {
                         std::thread::sleep(pause);
+                        let since = Instant::now();
+                        pool.run(TASKS, &|_| (0..spins).for_each(|_| std::hint::spin_loop()));
+                        spent += since.elapsed();
                     }
-                    let since = Instant::now();
-                    pool.run(4 * pool.threads(), &|_| (0..work).for_each(|_| std::hint::spin_loop()));
-                    spent += since.elapsed();
-                }
-                let each = spent.as_secs_f64() * 1e6 / n as f64;
-                best = best.min(each);
-                all.push(each);
-            }
-            all.sort_by(f64::total_cmp);
-            (best, all[all.len() / 2])
+                    spent.as_secs_f64() * 1e6 / n as f64
+                })
+                .collect();
+            rounds.sort_by(f64::total_cmp);
+            (rounds[0], rounds[rounds.len() / 2])
         };
-        println!("{cores} cores; microseconds per dispatch of four tasks per thread: best, median of 9");
-        for factor in [1, 2, 4] {
-            let pool = Pool::new(cores * factor);
-            for (what, work, n, pause) in [
+        println!("{cores} cores; microseconds per dispatch of {TASKS} tasks: best, median of 11");
+        for threads in [1, cores, 2 * cores, 4 * cores] {
+            let pool = Pool::new(threads);
+            for (what, spins, n, pause) in [
                 ("empty tasks", 0, 20_000, Duration::ZERO),
-                ("short tasks", 200, 5_000, Duration::ZERO),
-                ("after a pause of 1 ms", 0, 100, Duration::from_millis(1)),
+                ("short tasks", 100, 1_000, Duration::ZERO),
+                ("short tasks after a pause of 1 ms", 100, 30, Duration::from_millis(1)),
             ] {
-                let (best, median) = micros(&pool, work, n, pause);
-                println!("{} threads, {what}: {best:.2}, {median:.2}", pool.threads());
+                let (best, median) = micros(&pool, spins, n, pause);
+                println!("{threads} threads, {what}: {best:.2}, {median:.2}");
             }
         }
     }
