@@ -87,6 +87,7 @@ impl Engine {
         let bank = match &plan.bank {
             None => None,
             Some(bank_plan) => {
+                backend.packing_scratch(bank_plan.packed_bytes_max() as usize);
                 let reader = make_reader(checkpoint.files())?;
                 let policy = Box::new(Lru::new(bank_plan));
                 let arena = Box::new(HostArena::new(Arc::clone(&arena_bytes)));

@@ -22,7 +22,7 @@ pub use engine::{Engine, EngineStats, Want};
 pub use error::Error;
 pub use generate::{Finish, GenerateOptions, Generation};
 pub use models::ModelInfo;
-pub use options::{AttentionMode, CacheType, EngineOptions, ReaderChoice};
+pub use options::{AttentionMode, CacheType, EngineOptions, Promote, ReaderChoice};
 pub use plan::{MemoryPlan, PlanRow};
 pub use sequence::Sequence;
 pub use vocabulary::vocabulary;

@@ -45,6 +45,20 @@ impl CacheType {
     }
 }
 
+/// Whether experts that are hit again and again are rewritten in a form that takes more bytes and less work. The answer is the
+/// same, bit for bit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Promote {
+    /// Where every expert fits in that form, so that it costs no hit.
+    #[default]
+    Auto,
+    /// With fewer slots for the same budget.
+    Always,
+    /// Experts stay as they are in the file.
+    Never,
+}
+
 /// Everything a caller may choose before loading.
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct EngineOptions {
@@ -65,6 +79,8 @@ pub struct EngineOptions {
     /// All experts of a wave in two dispatches; off, one expert at a time, which gives the same bits and is the
     /// reference for the former.
     pub slot8: bool,
+    /// Whether hot experts are rewritten in packed form.
+    pub promote: Promote,
     /// Experts per token when fewer than the model's own number are wanted.
     pub moe_topk: Option<u32>,
     /// Attention mode.
@@ -103,6 +119,7 @@ impl Default for EngineOptions {
             threads: None,
             threads_batch: None,
             slot8: true,
+            promote: Promote::default(),
             moe_topk: None,
             attention: AttentionMode::default(),
             latent_eps: 1e-6,

@@ -1,10 +1,11 @@
 //! What loading will take, before anything is loaded.
 
-use experts::{BankPlan, LayerExperts};
-use files::{Checkpoint, Family};
+use experts::{BankPlan, BankSize, LayerExperts};
+use files::{Checkpoint, ExpertTensor, Family};
 
 use crate::load::Loader;
 use crate::models::{self, ModelInfo};
+use crate::options::Promote;
 use crate::{EngineOptions, Error};
 
 /// One line of the plan.
@@ -46,9 +47,8 @@ impl MemoryPlan {
         let bank = if options.shared_only {
             None
         } else {
-            let reserve = (available_bytes / 8).min(RESERVE_BYTES_MAX);
-            let for_bank = available_bytes.saturating_sub(ledger.total() + reserve);
-            Some(BankPlan::new(options.bank, for_bank, info.top_k, &expert_layers(checkpoint, &info)?)?)
+            let layers = expert_layers(checkpoint, &info)?;
+            Some(bank_plan(options, available_bytes, ledger.total(), info.top_k, &layers)?)
         };
         let rows = rows(&info, options, &ledger, bank.as_ref());
         let total_bytes = rows.iter().map(|row| row.bytes).sum();
@@ -57,6 +57,56 @@ impl MemoryPlan {
         }
         Ok(Self { rows, total_bytes, available_bytes, bank, model: info })
     }
+}
+
+/// The bank, with room for packed experts where they are wanted and pay.
+fn bank_plan(
+    options: &EngineOptions,
+    available_bytes: u64,
+    taken_bytes: u64,
+    top_k: u32,
+    layers: &[LayerExperts],
+) -> Result<BankPlan, Error> {
+    let reserve = (available_bytes / 8).min(RESERVE_BYTES_MAX);
+    let for_bank = available_bytes.saturating_sub(taken_bytes + reserve);
+    let plain = || BankPlan::new(options.bank, for_bank, top_k, layers);
+    if options.promote == Promote::Never {
+        return Ok(plain()?);
+    }
+    // The same expert in packed form, through which every packed one passes.
+    let one = BankPlan::with_packed(BankSize::All, 0, top_k, layers, &packed_bytes)?.packed_bytes_max();
+    let for_bank = for_bank.saturating_sub(one);
+    let packed = BankPlan::with_packed(options.bank, for_bank, top_k, layers, &packed_bytes);
+    if options.promote == Promote::Always {
+        let packed = packed?;
+        let why = || "no expert tensor has a packed form on this processor".to_owned();
+        return if packed.packs() {
+            Ok(packed)
+        } else {
+            Err(Error::Option { option: "--promote", why: why() })
+        };
+    }
+    match packed {
+        Ok(packed)
+            if packed.packs()
+                && packed.is_resident()
+                && taken_bytes + packed.arena_bytes() + one <= available_bytes =>
+        {
+            Ok(packed)
+        }
+        _ => Ok(plain()?),
+    }
+}
+
+/// Bytes of one of the tensor's experts in packed form.
+fn packed_bytes(tensor: &ExpertTensor) -> Option<u64> {
+    let packed = packed_form(tensor.ty.id())?;
+    Some(tensor.expert_bytes / packed.source.block_bytes as u64 * packed.format.block_bytes as u64)
+}
+
+/// The packed form of a format, where it pays on this processor.
+pub(crate) fn packed_form(id: u32) -> Option<&'static kernels::Packed> {
+    kernels::packed(id).filter(|packed| packed.runs_on(kernels::Isa::current()))
 }
 
 /// Says what takes how much, and the largest bank that would fit.
@@ -97,6 +147,10 @@ fn rows(
     ];
     if let Some(bank) = bank {
         rows.push(PlanRow { name: "expert bank", bytes: bank.arena_bytes(), note: bank.summary() });
+        if bank.packs() {
+            let (bytes, note) = (bank.packed_bytes_max(), "one packed expert".to_owned());
+            rows.push(PlanRow { name: "packing", bytes, note });
+        }
     }
     rows
 }

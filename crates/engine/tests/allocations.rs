@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use common::{OnDisk, exact};
 use files::GgmlType;
 use slotbank_engine::{
-    AttentionMode, BankSize, CacheType, Engine, EngineOptions, GenerateOptions, ReaderChoice,
+    AttentionMode, BankSize, CacheType, Engine, EngineOptions, GenerateOptions, Promote, ReaderChoice,
     SamplingOptions, Want,
 };
 use toy::weights::tokens;
@@ -88,6 +88,7 @@ fn decoding_allocates_nothing() {
         (EngineOptions { bank: BankSize::SlotsPerLayer(5), reader: ReaderChoice::Buffered, ..floor() }, true),
         (EngineOptions { threads: Some(3), cache_type: CacheType::F16, ..floor() }, true),
         (EngineOptions { cache_type: CacheType::Q8, ..floor() }, true),
+        (EngineOptions { promote: Promote::Always, bank: BankSize::SlotsPerLayer(6), ..floor() }, true),
         (EngineOptions { attention: AttentionMode::Dense, ..floor() }, true),
         (EngineOptions { attention: AttentionMode::Recent, threads: Some(1), ..floor() }, true),
     ] {

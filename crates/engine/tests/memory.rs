@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use common::{OnDisk, exact, run};
 use files::{Class, GgmlType};
-use slotbank_engine::{AttentionMode, BankSize, CacheType, Engine, EngineOptions};
+use slotbank_engine::{AttentionMode, BankSize, CacheType, Engine, EngineOptions, Promote};
 use toy::weights::tokens;
 use toy::{Toy, Types};
 
@@ -80,6 +80,8 @@ fn planned_bytes_are_allocated_bytes() {
         EngineOptions { cache_type: CacheType::Q8, context: Some(4095), ..exact() },
         EngineOptions { ubatch: 1, threads: Some(1), ..exact() },
         EngineOptions { threads: Some(5), ..large },
+        EngineOptions { promote: Promote::Always, bank: BankSize::SlotsPerLayer(5), ..exact() },
+        EngineOptions { promote: Promote::Never, ..exact() },
         EngineOptions { attention: AttentionMode::Dense, ..exact() },
         EngineOptions { attention: AttentionMode::Recent, ..exact() },
         EngineOptions { shared_only: true, ..exact() },

@@ -14,7 +14,7 @@ use common::{Logits, OnDisk, assert_same_bits, exact, run, step};
 use experts::read::sim::{Clock, Fault, FaultAt, Options as Drive, SimReader};
 use experts::{Reader, ReaderChoice};
 use files::{Checkpoint, Class, GgmlType};
-use slotbank_engine::{BankSize, Engine, EngineOptions, Error, Want};
+use slotbank_engine::{BankSize, Engine, EngineOptions, Error, Promote, Want};
 use toy::weights::{mix64, tokens};
 use toy::{Convention, Layout, Toy, Types};
 
@@ -223,7 +223,8 @@ fn load(checkpoint: &Checkpoint, options: EngineOptions, source: Source, seed: u
 
 fn bank(size: Size, checkpoint: &Checkpoint, options: &EngineOptions) -> BankSize {
     let plan = || {
-        let plan = Engine::plan(checkpoint, options).expect("a plan");
+        let options = EngineOptions { promote: Promote::Never, ..options.clone() };
+        let plan = Engine::plan(checkpoint, &options).expect("a plan");
         let bank = plan.bank.expect("a model with experts has a bank");
         (bank.floor_bytes(), bank.classes()[0].slot_bytes)
     };
@@ -259,7 +260,12 @@ impl Ground {
         if !self.resident.contains_key(&(mixture, ubatch)) {
             let model = self.model(mixture, 0);
             // The reference computes one expert at a time, the streamed runs whole waves.
-            let mut engine = model.load(EngineOptions { threads: Some(1), slot8: false, ..options.clone() });
+            let mut engine = model.load(EngineOptions {
+                threads: Some(1),
+                slot8: false,
+                promote: Promote::Never,
+                ..options.clone()
+            });
             let logits = run(&mut engine, &tokens, &chunks);
             let stats = engine.bank_stats().expect("a bank").total();
             assert_eq!((stats.misses, stats.evictions), (0, 0), "the resident run misses nothing");
@@ -271,7 +277,14 @@ impl Ground {
             UBATCHES[ubatch], SOURCES[source], FORMS[form], self.toys[mixture].types, THREADS[threads]
         );
         let checkpoint = self.model(mixture, form).open();
-        let options = EngineOptions { bank: bank(size, &checkpoint, &options), ..options };
+        // Where a slot is large enough for it, hot experts are packed, by which they must stay what they are.
+        let packs =
+            self.toys[mixture].types.experts.iter().flatten().any(|ty| kernels::packed(ty.id()).is_some());
+        let promote = match size {
+            Size::Slots(_) if packs => Promote::Always,
+            _ => Promote::Never,
+        };
+        let options = EngineOptions { bank: bank(size, &checkpoint, &options), promote, ..options };
         let seed = mix64(case.iter().fold(1, |seed, i| seed * 31 + *i as u64));
         let mut engine = load(&checkpoint, options, SOURCES[source], seed);
         let logits = run(&mut engine, &tokens, &chunks);

@@ -8,6 +8,9 @@
 //! read is direct or buffered. Layers whose slots have (nearly) the same size share a class, and with it the
 //! bytes of the budget.
 //!
+//! Where experts may be rewritten in a packed form, a slot is large enough for that too: the families one after the other from
+//! its start.
+//!
 //! The plan is arithmetic only; what it says is what the arena allocates.
 
 use std::fmt;
@@ -160,13 +163,19 @@ pub struct LayerPlan {
     pub slots_max: u32,
     /// Bytes of one expert, all families, as they are in the file.
     pub expert_bytes: u64,
+    /// Bytes of one expert in packed form; 0 where there is none.
+    pub packed_bytes: u64,
     #[serde(skip)]
     pub(crate) parts: Vec<Part>,
+    /// Where the families of a packed expert lie, from the start of the slot.
+    #[serde(skip)]
+    pub(crate) packed: Vec<Piece>,
 }
 
 impl LayerPlan {
     fn slot_bytes(&self) -> u64 {
-        self.parts.iter().map(|part| part.span).sum()
+        let as_read: u64 = self.parts.iter().map(|part| part.span).sum();
+        as_read.max(self.packed_bytes.next_multiple_of(ALIGNMENT))
     }
 
     /// The part and the piece that hold a family.
@@ -174,6 +183,10 @@ impl LayerPlan {
         self.parts
             .iter()
             .find_map(|part| Some((part, part.pieces.iter().find(|piece| piece.family == family)?)))
+    }
+
+    pub(crate) fn packed_piece(&self, family: Family) -> Option<&Piece> {
+        self.packed.iter().find(|piece| piece.family == family)
     }
 }
 
@@ -201,10 +214,23 @@ impl BankPlan {
         top_k: u32,
         layers: &[LayerExperts],
     ) -> Result<BankPlan> {
+        BankPlan::with_packed(size, available_bytes, top_k, layers, &|_| None)
+    }
+
+    /// As [`BankPlan::new`], with slots in which an expert can be rewritten: `packed_bytes` are those of an expert of a tensor in
+    /// packed form, `None` where it has none and stays as it is.
+    pub fn with_packed(
+        size: BankSize,
+        available_bytes: u64,
+        top_k: u32,
+        layers: &[LayerExperts],
+        packed_bytes: &dyn Fn(&ExpertTensor) -> Option<u64>,
+    ) -> Result<BankPlan> {
         if top_k == 0 {
             return Err(Error::Usage("the router must choose at least one expert per token".into()));
         }
-        let mut planned = layers.iter().map(plan_layer).collect::<Result<Vec<_>>>()?;
+        let mut planned =
+            layers.iter().map(|layer| plan_layer(layer, packed_bytes)).collect::<Result<Vec<_>>>()?;
         planned.sort_by_key(|layer| layer.layer);
         if let Some(pair) = planned.windows(2).find(|pair| pair[0].layer == pair[1].layer) {
             return Err(Error::Geometry { layer: pair[0].layer, why: "is listed twice".into() });
@@ -267,6 +293,16 @@ impl BankPlan {
         self.resident
     }
 
+    /// Whether experts may be rewritten in packed form.
+    pub fn packs(&self) -> bool {
+        self.packed_bytes_max() > 0
+    }
+
+    /// Bytes of the largest packed expert; 0 where none is ever packed.
+    pub fn packed_bytes_max(&self) -> u64 {
+        self.layers.iter().map(|layer| layer.packed_bytes).max().unwrap_or(0)
+    }
+
     /// The size classes, largest slots first.
     pub fn classes(&self) -> &[SizeClass] {
         &self.classes
@@ -303,16 +339,20 @@ impl BankPlan {
     pub fn summary(&self) -> String {
         let (layers, slots) = (self.layers.len(), self.slots_total());
         let experts: u64 = self.layers.iter().map(|layer| u64::from(layer.n_expert)).sum();
+        let packed = if self.packs() { ", room to pack them" } else { "" };
         if self.resident {
-            return format!("all {experts} experts of {layers} layers resident");
+            return format!("all {experts} experts of {layers} layers resident{packed}");
         }
         let floor = human_bytes(self.floor_bytes);
-        format!("{slots} slots for {experts} experts of {layers} layers, floor {floor}")
+        format!("{slots} slots for {experts} experts of {layers} layers{packed}, floor {floor}")
     }
 }
 
 /// Lays one layer out and checks that it can be laid out at all.
-fn plan_layer(experts: &LayerExperts) -> Result<LayerPlan> {
+fn plan_layer(
+    experts: &LayerExperts,
+    packed_bytes: &dyn Fn(&ExpertTensor) -> Option<u64>,
+) -> Result<LayerPlan> {
     let LayerExperts { layer, n_expert, ref tensors } = *experts;
     let bad = |why: String| Error::Geometry { layer, why };
     if n_expert == 0 || tensors.is_empty() {
@@ -348,7 +388,38 @@ fn plan_layer(experts: &LayerExperts) -> Result<LayerPlan> {
         start += part.span;
     }
     let expert_bytes = tensors.iter().map(|tensor| tensor.expert_bytes).sum();
-    Ok(LayerPlan { layer, n_expert, class: 0, slots_min: 0, slots_max: 0, expert_bytes, parts })
+    let packed = pack_families(tensors, packed_bytes);
+    let packed_bytes = packed.last().map_or(0, |piece| piece.offset + piece.len);
+    Ok(LayerPlan {
+        layer,
+        n_expert,
+        class: 0,
+        slots_min: 0,
+        slots_max: 0,
+        expert_bytes,
+        packed_bytes,
+        parts,
+        packed,
+    })
+}
+
+/// One family after the other on cache lines of their own; none at all where no family has a packed form.
+fn pack_families(
+    tensors: &[ExpertTensor],
+    packed_bytes: &dyn Fn(&ExpertTensor) -> Option<u64>,
+) -> Vec<Piece> {
+    const CACHE_LINE: u64 = 64;
+    if tensors.iter().all(|tensor| packed_bytes(tensor).is_none()) {
+        return Vec::new();
+    }
+    let mut end = 0u64;
+    let piece = |tensor: &ExpertTensor| {
+        let (offset, len) =
+            (end.next_multiple_of(CACHE_LINE), packed_bytes(tensor).unwrap_or(tensor.expert_bytes));
+        end = offset + len;
+        Piece { family: tensor.family, offset, len }
+    };
+    tensors.iter().map(piece).collect()
 }
 
 /// One part per run of families that lie side by side in every record of a file.

@@ -28,6 +28,10 @@ pub struct Counters {
     pub cold: u64,
     /// Requests that ended with an error or were abandoned.
     pub failed: u64,
+    /// Experts that were rewritten in packed form.
+    pub promotions: u64,
+    /// Hits on experts in packed form.
+    pub packed_hits: u64,
 }
 
 impl Counters {
@@ -36,9 +40,9 @@ impl Counters {
         if self.unique == 0 { 0.0 } else { self.hits as f64 / self.unique as f64 }
     }
 
-    /// The counters without what depends on the clock: equal for a run and the replay of its trace.
+    /// The counters without what depends on the clock or on who computes: equal for a run and the replay of its trace.
     pub fn without_time(mut self) -> Self {
-        self.stall_ns = 0;
+        (self.stall_ns, self.promotions, self.packed_hits) = (0, 0, 0);
         self
     }
 
@@ -55,6 +59,8 @@ impl Counters {
             evictions,
             cold,
             failed,
+            promotions,
+            packed_hits,
         } = other;
         self.calls += calls;
         self.refs += refs;
@@ -67,6 +73,8 @@ impl Counters {
         self.evictions += evictions;
         self.cold += cold;
         self.failed += failed;
+        self.promotions += promotions;
+        self.packed_hits += packed_hits;
     }
 }
 

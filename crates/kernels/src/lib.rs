@@ -31,5 +31,5 @@ pub use format::{Dequantize, Format, Kernel, Kernels, Quantize, Rows, TILE_COLUM
 pub use isa::{Isa, IsaError};
 pub use matmul::{Product, matmul, rows_per_task};
 pub use pool::Pool;
-pub use quant::{FORMATS, format};
+pub use quant::{FORMATS, PACKED, Packed, format, packed};
 pub use shared::SharedMut;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use engine::{AttentionMode, BankSize, CacheType, EngineOptions, ReaderChoice};
+use engine::{AttentionMode, BankSize, CacheType, EngineOptions, Promote, ReaderChoice};
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Loading and streaming")]
@@ -29,6 +29,10 @@ pub(crate) struct BankArgs {
     /// Compute one routed expert at a time: slower, same results; the reference for computing them together
     #[arg(long)]
     no_slot8: bool,
+    /// Rewrite experts that are hit again in a larger form that computes faster, same results: where all of them fit
+    /// that way, always (fewer slots), or never
+    #[arg(long, value_enum, value_name = "WHEN", default_value_t = PromoteArg::Auto)]
+    promote: PromoteArg,
     /// Experts per token, when fewer than the model's own number are wanted
     #[arg(long, value_name = "N", value_parser = positive())]
     moe_topk: Option<u32>,
@@ -67,6 +71,13 @@ enum AttentionChoice {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
+enum PromoteArg {
+    Auto,
+    Always,
+    Never,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
 enum ReaderArg {
     Auto,
     Direct,
@@ -88,6 +99,11 @@ impl BankArgs {
             threads: self.threads,
             threads_batch: self.threads_batch,
             slot8: !self.no_slot8,
+            promote: match self.promote {
+                PromoteArg::Auto => Promote::Auto,
+                PromoteArg::Always => Promote::Always,
+                PromoteArg::Never => Promote::Never,
+            },
             moe_topk: self.moe_topk,
             attention: match self.attention {
                 AttentionChoice::Sparse => AttentionMode::Sparse,

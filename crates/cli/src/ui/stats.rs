@@ -33,6 +33,9 @@ pub(crate) struct ExpertStats {
     pub(crate) bytes_read: u64,
     pub(crate) bytes_read_per_token: f64,
     pub(crate) stall_ns: u64,
+    /// Experts rewritten in packed form, and hits on such.
+    pub(crate) promotions: u64,
+    pub(crate) packed_hits: u64,
 }
 
 impl RunStats {
@@ -55,6 +58,8 @@ impl RunStats {
             bytes_read: c.bytes_read,
             bytes_read_per_token: if passes == 0 { 0.0 } else { c.bytes_read as f64 / passes as f64 },
             stall_ns: c.stall_ns,
+            promotions: c.promotions,
+            packed_hits: c.packed_hits,
         });
     }
 
@@ -77,6 +82,13 @@ impl RunStats {
                     units::seconds(experts.stall_ns),
                 ),
             ]);
+            if experts.promotions > 0 {
+                let share = experts.packed_hits as f64 / experts.hits.max(1) as f64;
+                table.row([
+                    "packed".to_owned(),
+                    format!("{} experts, {} of the hits", experts.promotions, units::percent(share)),
+                ]);
+            }
             table.row(["reader", &self.reader]);
         }
         table.row(["backend", &self.backend]);

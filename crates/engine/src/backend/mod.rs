@@ -250,6 +250,8 @@ pub trait Backend: Send {
     fn scratch(&mut self, spec: &ScratchSpec);
     /// Scratch of the routed experts.
     fn routed_scratch(&mut self, spec: &RoutedSpec);
+    /// Room for one expert of the bank in packed form.
+    fn packing_scratch(&mut self, bytes: usize);
     /// Bytes allocated so far, all kinds.
     fn allocated_bytes(&self) -> u64;
 
@@ -294,6 +296,8 @@ pub trait Backend: Send {
     /// Prepares the input of a routed call, once for all its waves. No other operation may come between this and the last
     /// [`Backend::routed_ffn`] of the call.
     fn routed_input(&mut self, call: &Routed<'_>);
+    /// Rewrites the experts of the bank's current wave that are worth it in packed form, where the plan has room for that.
+    fn promote(&mut self, bank: &mut Bank, call: &Routed<'_>);
     /// Runs experts of the bank's current wave on their pairs.
     fn routed_ffn(&mut self, bank: &Bank, wave: &[Resident], call: &Routed<'_>);
     /// `y[t] += sum over j, in router order, of weights[t * k + j] * x[t * k + j]`.

@@ -198,6 +198,9 @@ fn run_waves(
                 return Err(error.into());
             }
         }
+        if bank.plan().packs() {
+            backend.promote(bank, call);
+        }
         let together = if slot8 { bank.wave().len() } else { 1 };
         for experts in bank.wave().chunks(together.max(1)) {
             backend.routed_ffn(bank, experts, call);

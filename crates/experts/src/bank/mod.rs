@@ -267,6 +267,48 @@ impl Bank {
         start as usize..(start + len) as usize
     }
 
+    /// Whether the expert of a slot was rewritten in packed form; [`Bank::weights`] shows that form then.
+    pub fn is_packed(&self, slot: SlotId) -> bool {
+        self.table.is_packed(slot)
+    }
+
+    /// Whether the expert of a slot of the wave is worth its packed form: the plan has room for it, and it was hit twice since it
+    /// was read.
+    pub fn wants_packing(&self, slot: SlotId) -> bool {
+        self.table.wants_packing(slot)
+    }
+
+    /// Where a family will lie in the packed form of the expert in a ready slot, relative to the start of the slot.
+    ///
+    /// # Panics
+    /// When the slot is not ready or its layer has no packed form or no such family.
+    pub fn packed_location(&self, slot: SlotId, family: Family) -> std::ops::Range<usize> {
+        let location = self.table.packed_location(slot, family);
+        let (start, len) = location.expect("a ready slot with a packed form of the family");
+        start as usize..(start + len) as usize
+    }
+
+    /// Replaces the expert in a slot of the wave by its packed form, `bytes` from the start of the slot. It is packed until it
+    /// loses its slot. For backends whose arena's destinations are the slots themselves; an uploading arena would not see it.
+    ///
+    /// # Panics
+    /// When the slot is not in the wave, is packed already, or `bytes` are not as many as planned.
+    pub fn store_packed(&mut self, slot: SlotId, bytes: &[u8]) {
+        assert!(
+            self.wave().iter().any(|resident| resident.slot == slot),
+            "only a leased expert is rewritten"
+        );
+        assert!(!self.table.is_packed(slot), "the expert is packed already");
+        let planned = &self.table.plan.layers()[self.table.layer()];
+        assert_eq!(bytes.len() as u64, planned.packed_bytes, "bytes of a packed expert");
+        let destination = self.arena.destination(slot);
+        assert!(bytes.len() <= destination.len, "a packed expert reaches beyond its slot");
+        // SAFETY: the arena vouches for `len` writable bytes. The slot is ready and leased, so no read into it is outstanding, and
+        // `&mut self` means that nobody has a reference to its bytes.
+        unsafe { destination.start.as_ptr().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+        self.table.set_packed(slot);
+    }
+
     /// The expert whose complete bytes a slot holds.
     pub fn resident(&self, slot: SlotId) -> Option<ExpertKey> {
         self.table.resident(slot)

@@ -37,7 +37,14 @@ struct Slot {
     pins: u32,
     /// The number of the slot in its layer, for traces.
     local: u32,
+    /// Hits since the expert was read.
+    hits: u32,
+    /// The expert was rewritten in packed form.
+    packed: bool,
 }
+
+const BLANK: Slot =
+    Slot { state: State::Empty, layer: NONE, expert: NONE, pins: 0, local: NONE, hits: 0, packed: false };
 
 #[derive(Debug)]
 struct Layer {
@@ -114,7 +121,6 @@ impl std::fmt::Debug for Table {
 
 impl Table {
     pub(crate) fn new(plan: BankPlan, policy: Box<dyn Policy>) -> Self {
-        let blank = Slot { state: State::Empty, layer: NONE, expert: NONE, pins: 0, local: NONE };
         let mut first = Vec::with_capacity(plan.classes().len());
         let mut total = 0;
         for class in plan.classes() {
@@ -142,7 +148,7 @@ impl Table {
         Table {
             stats: Stats::new(plan.layers().iter().map(|layer| layer.layer)),
             policy,
-            slots: vec![blank; total as usize],
+            slots: vec![BLANK; total as usize],
             first,
             empty: plan.classes().iter().map(|class| (0..class.slots).rev().collect()).collect(),
             layers: layers.collect(),
@@ -223,6 +229,8 @@ impl Table {
             }
             let held = &mut self.slots[flat as usize];
             held.pins += 1;
+            held.hits = held.hits.saturating_add(1);
+            self.stats.layers[layer].counters.packed_hits += u64::from(held.packed);
             let (local, slot) = (held.local, self.slot_id(flat, self.plan.layers()[layer].class));
             self.request.entry_of[expert as usize] = self.request.entries.len() as u32;
             let (rank, phase) = (rank as u32, Phase::Leased);
@@ -331,8 +339,7 @@ impl Table {
                 Phase::Loading => {
                     self.policy.forget(slot);
                     self.leave(slot);
-                    self.slots[flat] =
-                        Slot { state: State::Empty, layer: NONE, expert: NONE, pins: 0, local: NONE };
+                    self.slots[flat] = BLANK;
                     self.empty[slot.class as usize].push(slot.index);
                 }
                 Phase::Queued | Phase::Over => {}
@@ -376,8 +383,40 @@ impl Table {
         if held.state != State::Ready {
             return None;
         }
-        let (part, piece) = self.plan.layers()[held.layer as usize].piece(family)?;
+        let planned = &self.plan.layers()[held.layer as usize];
+        if held.packed {
+            return planned.packed_piece(family).map(|piece| (piece.offset, piece.len));
+        }
+        let (part, piece) = planned.piece(family)?;
         Some((part.landing(held.expert) + piece.offset, piece.len))
+    }
+
+    /// Whether the expert of a slot is in packed form.
+    pub(crate) fn is_packed(&self, slot: SlotId) -> bool {
+        self.slots[self.flat(slot)].packed
+    }
+
+    /// Whether the expert of a ready slot has been hit twice since it was read, and could be packed but is not.
+    pub(crate) fn wants_packing(&self, slot: SlotId) -> bool {
+        let held = &self.slots[self.flat(slot)];
+        held.state == State::Ready
+            && !held.packed
+            && held.hits >= 2
+            && self.plan.layers()[held.layer as usize].packed_bytes > 0
+    }
+
+    /// Where a family of the expert of a ready slot lies once it is packed.
+    pub(crate) fn packed_location(&self, slot: SlotId, family: Family) -> Option<(u64, u64)> {
+        let held = &self.slots[self.flat(slot)];
+        let piece = self.plan.layers().get(held.layer as usize)?.packed_piece(family)?;
+        (held.state == State::Ready).then_some((piece.offset, piece.len))
+    }
+
+    /// From now on the slot holds its expert in packed form.
+    pub(crate) fn set_packed(&mut self, slot: SlotId) {
+        let flat = self.flat(slot);
+        self.slots[flat].packed = true;
+        self.counters().promotions += 1;
     }
 
     fn flat(&self, slot: SlotId) -> usize {
@@ -401,6 +440,8 @@ impl Table {
         held.state = State::Loading;
         held.expert = expert;
         held.pins = 1;
+        // A new expert comes as it is in the file.
+        (held.hits, held.packed) = (0, false);
     }
 
     fn leave(&mut self, slot: SlotId) {

@@ -17,6 +17,7 @@ mod tests;
 mod x86;
 
 use crate::Format;
+pub use packed::{PACKED, Packed, packed};
 
 /// A kernel where the target has its instruction set.
 macro_rules! on_x86 {
@@ -62,6 +63,8 @@ formats! {
     iq1_s iq1_m iq2_xxs iq2_xs iq2_s iq3_xxs iq3_s iq4_xs
     tq1_0 tq2_0
 }
+
+mod packed; // behind the macros that it uses
 
 /// The format with this ggml type id, or `None` if there are no kernels for it.
 pub fn format(id: u32) -> Option<&'static Format> {

@@ -5,7 +5,7 @@ use crate::ops::testing::floats;
 use crate::{Activation, Format, Isa, Kernels, TILE_ROWS};
 
 /// Random blocks whose scales are ordinary numbers.
-fn random_row(format: &Format, n: usize, seed: u64) -> Vec<u8> {
+pub(super) fn random_row(format: &Format, n: usize, seed: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut byte = || {
         state ^= state << 13;
@@ -46,7 +46,7 @@ fn random_row(format: &Format, n: usize, seed: u64) -> Vec<u8> {
     row
 }
 
-fn quantized(form: Activation, x: &[f32]) -> Vec<u8> {
+pub(super) fn quantized(form: Activation, x: &[f32]) -> Vec<u8> {
     let mut row = vec![0; form.row_bytes(x.len())];
     form.quantize(x, &mut row);
     row

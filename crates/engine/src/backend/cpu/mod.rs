@@ -8,6 +8,7 @@ mod attention;
 mod index;
 mod matmul;
 mod memory;
+mod promote;
 mod routed;
 mod rows;
 
@@ -49,6 +50,8 @@ pub struct CpuBackend {
     ropes: Vec<RopeState>,
     scratch: Scratch,
     routed: RoutedScratch,
+    /// One expert in packed form, on its way back to its slot.
+    packing: AlignedBuf,
     /// Threads that work on one token, and on several.
     threads: [usize; 2],
 }
@@ -68,6 +71,7 @@ impl CpuBackend {
             ropes: Vec::new(),
             scratch: Scratch::new(0, &ScratchSpec::default()),
             routed: RoutedScratch::new(&RoutedSpec::default()),
+            packing: AlignedBuf::zeroed(0),
             threads: [threads, threads_batch],
         })
     }
@@ -134,6 +138,10 @@ impl Backend for CpuBackend {
         self.routed = RoutedScratch::new(spec);
     }
 
+    fn packing_scratch(&mut self, bytes: usize) {
+        self.packing = AlignedBuf::zeroed(bytes);
+    }
+
     fn allocated_bytes(&self) -> u64 {
         self.weights.iter().map(|w| w.bytes.len() as u64).sum::<u64>()
             + self.buffers.bytes()
@@ -142,6 +150,7 @@ impl Backend for CpuBackend {
             + self.ropes.iter().map(RopeState::bytes).sum::<u64>()
             + self.scratch.bytes()
             + self.routed.bytes()
+            + self.packing.len() as u64
     }
 
     fn begin(&mut self, rows: usize) {
@@ -231,6 +240,10 @@ impl Backend for CpuBackend {
 
     fn routed_input(&mut self, call: &Routed<'_>) {
         self.routed_tokens(call);
+    }
+
+    fn promote(&mut self, bank: &mut Bank, call: &Routed<'_>) {
+        self.pack_hot_experts(bank, call);
     }
 
     fn routed_ffn(&mut self, bank: &Bank, wave: &[Resident], call: &Routed<'_>) {

@@ -1,7 +1,8 @@
 //! The experts of one wave: gate, up and activation in one dispatch, down in another, each pair into its own row; and the
 //! sum of a token's pairs.
 //!
-//! A task is a group of weight rows of one expert with all of the expert's pairs as columns, the experts with most pairs
+//! An expert that was packed in its slot is computed by the kernels of that form, which give the same bits and read the same
+//! activations. A task is a group of weight rows of one expert with all of the expert's pairs as columns, the experts with most pairs
 //! first. Whoever finishes the last group of an expert's gate and up brings its hidden rows into down's form.
 
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -14,6 +15,7 @@ use super::CpuBackend;
 use super::matmul::{FormStarts, quantize};
 use super::memory::{Buffers, floats_mut};
 use crate::backend::{Routed, RoutedSpec, View};
+use crate::plan::packed_form;
 
 /// Pairs whose hidden rows are in memory at once; a wave with more is computed in several turns.
 const HIDDEN_ROWS: usize = 1024;
@@ -32,6 +34,8 @@ struct Piece {
     pairs: (u32, u32),
     /// Hidden row of the first of them.
     row: u32,
+    /// Which of [`Turn::kernels`] its weights need: 1 for packed ones.
+    form: u32,
 }
 
 impl Piece {
@@ -85,7 +89,8 @@ impl RoutedScratch {
 struct Turn<'a> {
     bank: &'a Bank,
     call: &'a Routed<'a>,
-    kernels: [Kernel; 3],
+    /// Of gate, up and down: as they are in the file, and packed.
+    kernels: [[Kernel; 3]; 2],
     pieces: &'a [Piece],
     /// Token rows in gate's form and in up's.
     tokens: [&'a [u8]; 2],
@@ -104,10 +109,15 @@ impl CpuBackend {
 
     /// Every pair is computed from its own token and expert alone, so neither waves nor turns nor their order matter.
     pub(super) fn routed(&mut self, bank: &Bank, wave: &[Resident], call: &Routed<'_>) {
-        let kernels = call.formats.map(|id| kernels::format(id).expect("checked at load").kernel(self.isa));
+        let kernels = [false, true].map(|packed| {
+            call.formats.map(|id| match packed_form(id).filter(|_| packed) {
+                Some(packed) => packed.format.kernel(self.isa),
+                None => kernels::format(id).expect("checked at load").kernel(self.isa),
+            })
+        });
         let Self { pool, buffers, scratch, routed, .. } = self;
         let (starts, tokens) = (token_starts(call), scratch.activations.as_slice());
-        let tokens = [0, 1].map(|i: usize| &tokens[starts.at(kernels[i].format().activation)..]);
+        let tokens = [0, 1].map(|i: usize| &tokens[starts.at(kernels[0][i].format().activation)..]);
         let RoutedScratch { hidden, quantized, rows, pieces, unfinished } = routed;
         let (mut member, mut done) = (0, 0);
         while member < wave.len() {
@@ -118,7 +128,8 @@ impl CpuBackend {
                 let (first, end) = call.pairs_of(resident.expert);
                 let first = first + done;
                 let n = (end - first).min((*rows - row) as u32);
-                pieces.push(Piece { resident, pairs: (first, first + n), row: row as u32 });
+                let form = u32::from(bank.is_packed(resident.slot));
+                pieces.push(Piece { resident, pairs: (first, first + n), row: row as u32, form });
                 row += n as usize;
                 (member, done) = if first + n == end { (member + 1, 0) } else { (member, done + n) };
             }
@@ -162,6 +173,10 @@ impl CpuBackend {
 }
 
 impl Turn<'_> {
+    fn kernels_of(&self, piece: &Piece) -> [Kernel; 3] {
+        self.kernels[piece.form as usize]
+    }
+
     /// The number of row groups per piece, and rows of a group, of matrices of `n_out` rows.
     fn groups(&self, pool: &Pool, n_out: usize, n_in: usize, kernel: Kernel) -> (usize, usize) {
         let pairs: usize = self.pieces.iter().map(Piece::len).sum();
@@ -183,7 +198,7 @@ impl Turn<'_> {
         quantized: &mut AlignedBuf,
         unfinished: &[AtomicU32],
     ) {
-        let (n_ff, [gate, ..]) = (self.call.n_ff, self.kernels);
+        let (n_ff, [gate, ..]) = (self.call.n_ff, self.kernels[0]);
         let (groups, rows) = self.groups(pool, n_ff, 2 * self.call.n_embd, gate);
         unfinished[..self.pieces.len()].iter().for_each(|n| n.store(groups as u32, Ordering::Relaxed));
         let hidden = SharedMut::new(floats_mut(hidden));
@@ -206,7 +221,7 @@ impl Turn<'_> {
 
     /// Rows `first..first + count` of gate and up for the only pair of a piece.
     fn gate_up_one(&self, piece: &Piece, first: usize, count: usize, hidden: &SharedMut<'_, f32>) {
-        let (call, [gate, up, _]) = (self.call, self.kernels);
+        let (call, [gate, up, _]) = (self.call, self.kernels_of(piece));
         let (gate_rows, up_rows) = self.gate_up_weights(piece, first, count);
         let token = call.pairs[piece.pairs.0 as usize] as usize / call.k;
         let (mut g, mut u) = ([0.0; TASK_ROWS], [0.0; TASK_ROWS]);
@@ -219,7 +234,7 @@ impl Turn<'_> {
 
     /// The same for several pairs.
     fn gate_up_many(&self, piece: &Piece, first: usize, count: usize, hidden: &SharedMut<'_, f32>) {
-        let (call, [gate, up, _]) = (self.call, self.kernels);
+        let (call, [gate, up, _]) = (self.call, self.kernels_of(piece));
         let (gate_rows, up_rows) = self.gate_up_weights(piece, first, count);
         let pairs = &call.pairs[piece.pairs.0 as usize..piece.pairs.1 as usize];
         let mut columns: [&[u8]; TILE_COLUMNS] = [&[]; TILE_COLUMNS];
@@ -243,7 +258,7 @@ impl Turn<'_> {
 
     /// The hidden rows of a finished piece in down's form.
     fn finish_hidden(&self, piece: &Piece, hidden: &SharedMut<'_, f32>, quantized: &SharedMut<'_, u8>) {
-        let (n_ff, form) = (self.call.n_ff, self.kernels[2].format().activation);
+        let (n_ff, form) = (self.call.n_ff, self.kernels[0][2].format().activation);
         if form == Activation::F32 {
             return; // read as they are
         }
@@ -257,7 +272,7 @@ impl Turn<'_> {
 
     /// Each pair's own output row.
     fn down(&self, pool: &Pool, hidden: &AlignedBuf, quantized: &AlignedBuf, buffers: &mut Buffers) {
-        let (call, [.., down]) = (self.call, self.kernels);
+        let (call, [.., down]) = (self.call, self.kernels[0]);
         let x = if down.format().activation == Activation::F32 { hidden } else { quantized }.as_slice();
         let x_bytes = down.x_bytes(call.n_ff);
         let (groups, rows) = self.groups(pool, call.n_embd, call.n_ff, down);
@@ -265,6 +280,7 @@ impl Turn<'_> {
         pool.run(self.pieces.len() * groups, &|task| {
             let (piece, first) = (&self.pieces[task / groups], task % groups * rows);
             let count = rows.min(call.n_embd - first);
+            let [.., down] = self.kernels_of(piece);
             let weights = self.bank.weights(piece.resident.slot, Family::Down);
             let weights = weight_rows(down, weights, first, count, call.n_ff);
             let pairs = &call.pairs[piece.pairs.0 as usize..piece.pairs.1 as usize];
@@ -290,13 +306,13 @@ impl Turn<'_> {
 
     /// A token's row in the form of gate (0) or up (1).
     fn token(&self, i: usize, token: usize) -> &[u8] {
-        let bytes = self.kernels[i].x_bytes(self.call.n_embd);
+        let bytes = self.kernels[0][i].x_bytes(self.call.n_embd);
         &self.tokens[i][token * bytes..][..bytes]
     }
 
     /// Rows of gate and of up; where the two are one tensor, gate is its first half.
     fn gate_up_weights(&self, piece: &Piece, first: usize, count: usize) -> (&[u8], &[u8]) {
-        let (call, slot, [gate, up, _]) = (self.call, piece.resident.slot, self.kernels);
+        let (call, slot, [gate, up, _]) = (self.call, piece.resident.slot, self.kernels_of(piece));
         let (gate_w, up_w) = if call.fused {
             self.bank.weights(slot, Family::GateUp).split_at(call.n_ff * gate.row_bytes(call.n_embd))
         } else {
