@@ -284,7 +284,7 @@ mod tests {
                 [Isa::Scalar, Isa::Avx2, Isa::Avx512, Isa::Neon].into_iter().filter(|i| i.is_supported())
             {
                 let (plain, fast) = (packed.source.kernel(Isa::Scalar), packed.format.kernel(isa));
-                let columns: Vec<Vec<u8>> = (0..TILE_COLUMNS as u32)
+                let columns: Vec<Vec<u8>> = (0..TILE_COLUMNS as u64)
                     .map(|c| quantized(Activation::Q8K, &floats(n, c + 3, if c == 0 { 1e30 } else { 2.0 })))
                     .collect();
                 let columns: Vec<&[u8]> = columns.iter().map(Vec::as_slice).collect();
