@@ -28,7 +28,7 @@ pub(super) static FORMAT: Format = Format {
     quantize: None,
     scalar: block256::scalar::<Tq1_0, BYTES>(),
     avx2: on_x86!(x86::block256::avx2::<Tq1_0, BYTES>()),
-    avx512: None,
+    avx512: on_x86!(x86::block256::avx512::<Tq1_0, BYTES>()),
     neon: on_neon!(super::neon::block256::neon::<Tq1_0, BYTES>()),
 };
 

@@ -253,11 +253,8 @@ unsafe fn sums_avx512<B: X86Block256<N>, const N: usize>(
     x: &[u8; 256],
     x_sums: __m256i,
 ) -> (__m256i, __m256i) {
-    let (mut scale, mut min) = ([0; 16], [0; 16]);
-    B::scales(block, &mut scale, &mut min);
-    // SAFETY: thirty-two readable bytes each; the loads need no alignment.
-    let (scales, mins) =
-        unsafe { (_mm256_loadu_si256(scale.as_ptr().cast()), _mm256_loadu_si256(min.as_ptr().cast())) };
+    // SAFETY: AVX2 is on.
+    let (scales, mins) = unsafe { B::scale_words(block) };
     // Quarter k: the scales of groups k, 4 + k, 8 + k and 12 + k, one for each step.
     let first = 0x000c_0008_0004_0000;
     let next = 0x0001_0001_0001_0001;
@@ -398,7 +395,7 @@ unsafe fn unpack_wide<'a, B: X86Block256<N>, const N: usize>(
     // Half of the range makes all integers unsigned; those with minima are so already.
     let offset: i16 = if B::MIN { 0 } else { 128 };
     let mut bytes = [[0; 256]; 16];
-    let mut scales = [[[0; 16]; 2]; 16];
+    let mut scales = [[[0i16; 16]; 2]; 16];
     let shift = _mm512_set1_epi8((i32::from(offset) - B::WIDE_OFFSET) as u8 as i8);
     for (r, block) in rows.enumerate() {
         let out: &mut [u8; 256] = &mut bytes[r];
@@ -410,10 +407,12 @@ unsafe fn unpack_wide<'a, B: X86Block256<N>, const N: usize>(
                 _mm512_storeu_si512(out.as_mut_ptr().cast(), _mm512_add_epi8(q, shift));
             }
         }
-        let [scale, second] = &mut scales[r];
-        B::scales(block, scale, second);
-        if !B::MIN {
-            *second = scale.map(|scale| scale * offset);
+        // SAFETY: AVX2 is on; two times sixteen words into arrays of sixteen.
+        unsafe {
+            let (scale, min) = B::scale_words(block);
+            let second = if B::MIN { min } else { _mm256_mullo_epi16(scale, _mm256_set1_epi16(offset)) };
+            _mm256_storeu_si256(scales[r][0].as_mut_ptr().cast(), scale);
+            _mm256_storeu_si256(scales[r][1].as_mut_ptr().cast(), second);
         }
         (panel.d[0][16 * v + r], panel.m[0][16 * v + r]) = tile::units(B::halves(block), B::UNIT_FACTOR);
     }
