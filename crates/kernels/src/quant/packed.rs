@@ -285,7 +285,7 @@ mod tests {
             {
                 let (plain, fast) = (packed.source.kernel(Isa::Scalar), packed.format.kernel(isa));
                 let columns: Vec<Vec<u8>> = (0..TILE_COLUMNS as u64)
-                    .map(|c| quantized(Activation::Q8K, &floats(n, c + 3, if c == 0 { 1e30 } else { 2.0 })))
+                    .map(|c| quantized(Activation::Q8K, &floats(n, c + 3, if c == 0 { 1e3 } else { 2.0 })))
                     .collect();
                 let columns: Vec<&[u8]> = columns.iter().map(Vec::as_slice).collect();
                 let mut want = vec![0.0; ROWS];
@@ -300,6 +300,50 @@ mod tests {
                     assert_eq!(tile[..], want[..TILE_ROWS], "{} on {}", packed.format.name, isa.name());
                 }
             }
+        }
+    }
+
+    /// Figures for docs/kernels.md: `cargo test --release -p slotbank-kernels packed_speed -- --ignored --nocapture`.
+    #[test]
+    #[ignore = "a measurement"]
+    fn packed_speed() {
+        use std::time::Instant;
+        // More than any cache holds.
+        let (n, rows) = (6144, 32768);
+        let x = quantized(Activation::Q8K, &floats(n, 1, 2.0));
+        let mut y = vec![0.0; rows];
+        for packed in PACKED {
+            let source = random_row(packed.source, n * rows, 3);
+            let mut out = vec![0; packed.format.row_bytes(n * rows).unwrap()];
+            let gweights = |since: Instant| (n * rows) as f64 / since.elapsed().as_secs_f64() / 1e9;
+            let (mut plain, mut fast, mut packing) = (vec![], vec![], vec![]);
+            for round in 0..9 {
+                // A B, B A, …
+                for turn in 0..2 {
+                    let since = Instant::now();
+                    if (round + turn) % 2 == 0 {
+                        packed.source.kernel(Isa::best()).rows(&source, &x, n, &mut y);
+                        plain.push(gweights(since));
+                    } else {
+                        packed.format.kernel(Isa::best()).rows(&out, &x, n, &mut y);
+                        fast.push(gweights(since));
+                    }
+                }
+                let since = Instant::now();
+                (packed.pack)(&source, &mut out);
+                packing.push(gweights(since));
+            }
+            let show = |mut rounds: Vec<f64>| {
+                rounds.sort_by(f64::total_cmp);
+                format!("{:.1} (best {:.1})", rounds[rounds.len() / 2], rounds[rounds.len() - 1])
+            };
+            println!(
+                "{}: Gweights/s, median of 9: as in the file {}, packed {}, packing {}",
+                packed.source.name,
+                show(plain),
+                show(fast),
+                show(packing)
+            );
         }
     }
 
