@@ -45,6 +45,8 @@ enum Kind {
     Iq1M,
     /// A power of two in the first byte.
     Exponent,
+    /// Four small floats (four bits of exponent, three of mantissa) in the first bytes.
+    SmallFloats,
 }
 
 /// What is written into the blocks of a row for one standard deviation.
@@ -57,6 +59,20 @@ enum UnitKind {
     Half(f32),
     /// The exponent byte, and how many of 2^16 blocks take the next one: a mixture has any variance between two powers.
     Exponent(u8, u64),
+    /// The byte of the small float, and how many of 2^16 groups take the next one.
+    SmallFloat(u8, u64),
+}
+
+/// The float of such a byte, halved as the format has it.
+fn small_float(byte: u8) -> f32 {
+    let (exponent, mantissa) = (byte >> 3, f32::from(byte & 7) / 8.0);
+    if exponent == 0 { mantissa / 128.0 } else { (1.0 + mantissa) * (f32::from(exponent) - 8.0).exp2() }
+}
+
+/// How many of 2^16 take the larger of two units so that the mixture has the variance of `unit`.
+fn share_of_larger(unit: f32, low: f32, high: f32) -> u64 {
+    let share = (unit * unit - low * low) / (high * high - low * low);
+    (f64::from(share.clamp(0.0, 1.0)) * 65_536.0) as u64
 }
 
 /// Blocks of the sample on which a deviation is measured.
@@ -70,6 +86,7 @@ impl Blocks {
             "F32" | "F16" | "BF16" => Kind::Floats,
             "IQ1_M" => Kind::Iq1M,
             "MXFP4" => Kind::Exponent,
+            "NVFP4" => Kind::SmallFloats,
             name => Kind::Halves(unit_fields(name)?),
         };
         Some(Self { ty, format, kind })
@@ -95,9 +112,13 @@ impl Blocks {
                 let power = (std / one).log2().floor();
                 let low = (127.0 + power).clamp(1.0, 250.0);
                 let ratio = std / (one * (low - 127.0).exp2()); // 1 to 2 where not clamped
-                // Mixed variance: (1 - p) + 4 p = ratio^2.
-                let share = ((ratio * ratio - 1.0) / 3.0).clamp(0.0, 1.0);
-                UnitKind::Exponent(low as u8, (f64::from(share) * 65_536.0) as u64)
+                UnitKind::Exponent(low as u8, share_of_larger(ratio, 1.0, 2.0))
+            }
+            Kind::SmallFloats => {
+                const ONE: u8 = 8 << 3;
+                let unit = std / self.deviation(Unit(UnitKind::SmallFloat(ONE, 0)));
+                let low = (0..0x7d).rev().find(|b| small_float(*b) <= unit).unwrap_or(0);
+                UnitKind::SmallFloat(low, share_of_larger(unit, small_float(low), small_float(low + 1)))
             }
         })
     }
@@ -154,6 +175,16 @@ impl Blocks {
                 for (i, block) in row.chunks_exact_mut(self.format.block_bytes).enumerate() {
                     let next = stream.bits(choice + i as u64) >> 48 < share;
                     block[0] = exponent + u8::from(next);
+                }
+            }
+            (Kind::SmallFloats, UnitKind::SmallFloat(low, share)) => {
+                stream.fill(first, row);
+                let choice = first + row.len().div_ceil(8) as u64;
+                for (i, block) in row.chunks_exact_mut(self.format.block_bytes).enumerate() {
+                    let bits = stream.bits(choice + i as u64);
+                    for (g, byte) in block[..4].iter_mut().enumerate() {
+                        *byte = low + u8::from(bits >> (16 * g) & 0xffff < share);
+                    }
                 }
             }
             _ => unreachable!("a unit is made for its own format"),
