@@ -201,7 +201,10 @@ pub(crate) fn available_memory_bytes() -> u64 {
     system.refresh_memory();
     let available = system.available_memory();
     match system.cgroup_limits() {
-        Some(limits) if limits.total_memory > 0 => available.min(limits.free_memory),
+        // Not what the group calls free: that counts the page cache as used, and a file just copied would seem to leave no room.
+        Some(limits) if limits.total_memory > 0 => {
+            available.min(limits.total_memory.saturating_sub(limits.rss))
+        }
         _ => available,
     }
 }
