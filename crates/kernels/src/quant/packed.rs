@@ -303,47 +303,52 @@ mod tests {
         }
     }
 
+    /// Nanoseconds that this thread has had a processor, as the kernel's scheduler counts them in ticks; by the clock elsewhere.
+    fn processor_ns(since: std::time::Instant) -> u64 {
+        let counted = std::fs::read_to_string("/proc/thread-self/schedstat").ok();
+        let counted = counted.and_then(|line| line.split(' ').next()?.parse().ok());
+        counted.unwrap_or_else(|| since.elapsed().as_nanos() as u64)
+    }
+
     /// Figures for docs/kernels.md: `cargo test --release -p slotbank-kernels packed_speed -- --ignored --nocapture`.
     #[test]
     #[ignore = "a measurement"]
     fn packed_speed() {
-        use std::time::Instant;
-        // More than any cache holds.
-        let (n, rows) = (6144, 32768);
+        let start = std::time::Instant::now();
+        let n = 6144;
         let x = quantized(Activation::Q8K, &floats(n, 1, 2.0));
-        let mut y = vec![0.0; rows];
-        for packed in PACKED {
-            let source = random_row(packed.source, n * rows, 3);
-            let mut out = vec![0; packed.format.row_bytes(n * rows).unwrap()];
-            let gweights = |since: Instant| (n * rows) as f64 / since.elapsed().as_secs_f64() / 1e9;
-            let (mut plain, mut fast, mut packing) = (vec![], vec![], vec![]);
-            for round in 0..9 {
-                // A B, B A, …
-                for turn in 0..2 {
-                    let since = Instant::now();
-                    if (round + turn) % 2 == 0 {
-                        packed.source.kernel(Isa::best()).rows(&source, &x, n, &mut y);
-                        plain.push(gweights(since));
-                    } else {
-                        packed.format.kernel(Isa::best()).rows(&out, &x, n, &mut y);
-                        fast.push(gweights(since));
+        // In a near cache and beyond any.
+        for (rows, repeats) in [(256, 512), (32768, 4)] {
+            let mut y = vec![0.0; rows];
+            for packed in PACKED {
+                let source = random_row(packed.source, n * rows, 3);
+                let mut out = vec![0; packed.format.row_bytes(n * rows).unwrap()];
+                let (plain, fast) = (packed.source.kernel(Isa::best()), packed.format.kernel(Isa::best()));
+                let mut rates = [const { Vec::new() }; 3];
+                for round in 0..7 {
+                    for turn in 0..3 {
+                        // A B C, C B A, …
+                        let what = if round % 2 == 0 { turn } else { 2 - turn };
+                        let since = processor_ns(start);
+                        for _ in 0..repeats {
+                            match what {
+                                0 => plain.rows(&source, &x, n, &mut y),
+                                1 => fast.rows(&out, &x, n, &mut y),
+                                _ => (packed.pack)(&source, &mut out),
+                            }
+                            std::hint::black_box(&mut y);
+                        }
+                        let ns = (processor_ns(start) - since) as f64;
+                        rates[what].push((n * rows * repeats) as f64 / ns);
                     }
                 }
-                let since = Instant::now();
-                (packed.pack)(&source, &mut out);
-                packing.push(gweights(since));
+                let [plain, fast, pack] = rates.map(|mut rates| {
+                    rates.sort_by(f64::total_cmp);
+                    format!("{:.1} (best {:.1})", rates[rates.len() / 2], rates[rates.len() - 1])
+                });
+                let name = packed.source.name;
+                println!("{rows} rows of {n}, {name}: {plain}, packed {fast}, packing {pack} Gweights/s");
             }
-            let show = |mut rounds: Vec<f64>| {
-                rounds.sort_by(f64::total_cmp);
-                format!("{:.1} (best {:.1})", rounds[rounds.len() / 2], rounds[rounds.len() - 1])
-            };
-            println!(
-                "{}: Gweights/s, median of 9: as in the file {}, packed {}, packing {}",
-                packed.source.name,
-                show(plain),
-                show(fast),
-                show(packing)
-            );
         }
     }
 
