@@ -81,7 +81,7 @@ fn impossible_models_say_why_and_what_to_do() {
         ("--n-ff 32", "IQ2_XXS comes in blocks of 256"),
         ("--vocab 300", "no room"),
         ("--experts-format Q4_K,Q4_K", "2 formats"),
-        ("--experts-format NVFP4", "no kernel computes with NVFP4"),
+        ("--experts-format Q8_K", "no kernel computes with Q8_K"),
         ("--experts-format IQ4_KS", "needs ik_llama.cpp"),
         ("--noise 2", "from 0 to 1"),
     ] {
