@@ -35,6 +35,14 @@ pub enum Error {
         /// ggml type name.
         ty: &'static str,
     },
+    /// A tensor whose weights the file multiplies by a factor of its own.
+    #[error("tensor `{factor}` scales `{tensor}`, which is not supported here")]
+    TensorFactor {
+        /// The tensor with the weights.
+        tensor: String,
+        /// The tensor with the factor, or one factor per expert.
+        factor: String,
+    },
     /// The model needs a tensor that the checkpoint does not have.
     #[error("tensor `{tensor}` is missing from {path}")]
     MissingTensor {
@@ -123,7 +131,9 @@ impl Error {
                 _ => Class::BadFile,
             },
             Self::MissingTensor { .. } | Self::Shape { .. } | Self::Metadata { .. } => Class::BadFile,
-            Self::Architecture { .. } | Self::TensorType { .. } => Class::Unsupported,
+            Self::Architecture { .. } | Self::TensorType { .. } | Self::TensorFactor { .. } => {
+                Class::Unsupported
+            }
             Self::Option { .. } | Self::Token { .. } => Class::Usage,
             Self::ContextFull { .. } | Self::DoesNotFit { .. } => Class::DoesNotFit,
             Self::Write { .. } => Class::Io,
@@ -138,7 +148,7 @@ impl Error {
             Self::Experts(e) => e.hint(),
             Self::Text(e) => e.hint(),
             Self::Architecture { known, .. } => Some(format!("this build runs: {}", known.join(", "))),
-            Self::TensorType { .. } => {
+            Self::TensorType { .. } | Self::TensorFactor { .. } => {
                 Some("requantise that tensor, or use another file of this model".into())
             }
             Self::MissingTensor { tensor, .. } if tensor.contains("indexer") => Some(

@@ -5,6 +5,7 @@ mod common;
 
 use common::{Choices, Logits, OnDisk, assert_same_bits, difference, difference_to, exact, run, run_dumped};
 use files::GgmlType;
+use files::gguf::Writer;
 use slotbank_engine::{AttentionMode, CacheType, Engine, EngineOptions, Error};
 use toy::reference::{self, Attention, Mistake, Options, Outcome};
 use toy::{Fixture, Toy};
@@ -387,5 +388,29 @@ fn quantised_models_resemble_their_dequantised_selves() {
         // Unrelated logits would give about 1.4.
         let allowed = if matches!(ty, GgmlType::Q8_0 | GgmlType::Q4_0) { 0.08 } else { 1e-5 };
         assert!(relative < allowed, "{ty}: relative error {relative}");
+    }
+}
+
+/// A factor that nothing would multiply by is an error, never ignored: on a dense tensor and on experts.
+#[test]
+fn a_tensor_with_a_factor_of_its_own_is_refused() {
+    let toy = Toy::from_fixture(&Fixture::named("share"));
+    for base in ["blk.0.attn_output", "blk.3.ffn_down_exps"] {
+        let model = OnDisk::gguf(&toy);
+        let mut writer = Writer::new(toy.metadata()).unwrap();
+        for spec in toy.tensors() {
+            let (ty, bytes) = (toy.type_of(&spec), toy.bytes(&spec));
+            writer.tensor_bytes(spec.name, ty, &spec.shape, bytes).unwrap();
+        }
+        let name = format!("{base}.scale");
+        writer.tensor_f32(name.clone(), &[1], &[2.0]).unwrap();
+        writer.write_file(&model.path).unwrap();
+        match Engine::load(&model.open(), exact()) {
+            Err(Error::TensorFactor { tensor, factor }) => {
+                assert_eq!((tensor, factor), (format!("{base}.weight"), name));
+            }
+            Err(other) => panic!("{other}"),
+            Ok(_) => panic!("{name} was ignored"),
+        }
     }
 }
