@@ -62,6 +62,7 @@ trait Source<const N: usize>: Blocks<N> {
     /// The magnitudes of its integers, ascending.
     const MAGNITUDES: [i8; 3];
     /// Added to its integers, makes them unsigned.
+    #[cfg(target_arch = "x86_64")]
     const RAISE: i8 = Self::MAGNITUDES[2];
     /// The integers by code.
     const VALUES: [i8; 16] = {
