@@ -85,10 +85,10 @@ impl<'a> Loader<'a> {
 
     /// Refuses a tensor with weights that comes with a factor (`x.weight` with `x.scale`, as NVFP4 files have them): no operation
     /// multiplies by it, and without it the results would be wrong.
-    pub(crate) fn check_factor(&self, tensor: &Tensor) -> Result<(), Error> {
-        let factor = tensor.name.strip_suffix(".weight").map(|base| format!("{base}.scale"));
+    pub(crate) fn check_factor(&self, name: &str) -> Result<(), Error> {
+        let factor = name.strip_suffix(".weight").map(|base| format!("{base}.scale"));
         match factor.filter(|factor| self.has(factor)) {
-            Some(factor) => Err(Error::TensorFactor { tensor: tensor.name.clone(), factor }),
+            Some(factor) => Err(Error::TensorFactor { tensor: name.to_owned(), factor }),
             None => Ok(()),
         }
     }
@@ -142,7 +142,7 @@ impl<'a> Loader<'a> {
     fn weight(&mut self, name: &str, n_in: usize, n_out: usize, count: usize) -> Result<WeightId, Error> {
         let tensor = self.tensor(name)?;
         check_shape(tensor, &[n_in as u64, n_out as u64, count as u64])?;
-        self.check_factor(tensor)?;
+        self.check_factor(name)?;
         let spec = WeightSpec { name: name.to_owned(), format: tensor.ty.id(), n_in, n_out, count };
         let bytes = spec
             .bytes()

@@ -228,7 +228,7 @@ fn expert_formats(loader: &Loader<'_>, layer: u32, c: &MoeConfig) -> Result<([u3
                 expected: shape.to_vec(),
             });
         }
-        loader.check_factor(tensor)?;
+        loader.check_factor(&tensor.name)?;
         kernels::format(tensor.ty.id())
             .map(|f| f.id)
             .ok_or_else(|| Error::TensorType { tensor: tensor.name.clone(), ty: tensor.ty.name() })
