@@ -10,10 +10,16 @@ use crate::plan::packed_form;
 
 /// Bytes of a family that one task packs.
 const TASK_BYTES: usize = 1 << 15;
+/// Steps of more tokens are prompts.
+const PROMPT_TOKENS: usize = 32;
 
 impl CpuBackend {
-    /// Packs the experts of the wave that the bank says are worth it.
+    /// Packs the experts of the wave that the bank says are worth it. Not inside a long prompt: its tiles unpack the weights anyway, so
+    /// packing there costs time and saves none.
     pub(super) fn pack_hot_experts(&mut self, bank: &mut Bank, call: &Routed<'_>) {
+        if call.n_tokens > PROMPT_TOKENS {
+            return;
+        }
         for member in 0..bank.wave().len() {
             let slot = bank.wave()[member].slot;
             if !bank.wants_packing(slot) {
