@@ -123,8 +123,8 @@ fn case(ty: CacheType, context: usize, tokens: usize) -> (u64, u64) {
         selection,
         out,
     };
-    let index_ns = measured(|| b.sparse_index(selection, &index, start, tokens));
-    let attention_ns = measured(|| b.attention_latent(&attention, start, tokens));
+    let index_ns = measured(|| b.sparse_index(selection, &index, start, 0..tokens));
+    let attention_ns = measured(|| b.attention_latent(&attention, 0..tokens));
     (attention_ns / tokens as u64, index_ns / tokens as u64)
 }
 

@@ -424,7 +424,7 @@ fn a_read_error_names_expert_layer_file_and_offset() {
         let mut engine = Engine::load_with_reader(&checkpoint, options, simulated(drive)).expect("loads");
         let mut sequence = engine.new_sequence().expect("a free sequence");
         let error = engine
-            .forward(&mut sequence, &tokens, Want::None, &mut |_, _| {})
+            .forward(&mut sequence, &tokens, Want::All, &mut |_, _| {})
             .expect_err("32 tokens use every expert");
         let text = error.to_string();
         let Error::Experts(experts::Error::Read { path, offset, len, layer: l, expert: e, .. }) = error

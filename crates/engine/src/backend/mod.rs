@@ -8,6 +8,8 @@
 
 pub mod cpu;
 
+use std::ops::Range;
+
 use experts::{Bank, Resident};
 
 use crate::Error;
@@ -53,6 +55,10 @@ impl View {
     pub fn shifted(self, by: usize) -> Self {
         Self { offset: self.offset + by, ..self }
     }
+    /// The rows from `row` on.
+    pub fn from_row(self, row: usize) -> Self {
+        self.shifted(row * self.stride)
+    }
 }
 
 /// Equal parts inside each row: part `h` of row `r` starts at `rows.offset + r * rows.stride + h * stride`.
@@ -78,6 +84,10 @@ impl Heads {
     /// The same parts, each starting `by` elements later.
     pub fn shifted(self, by: usize) -> Self {
         Self { rows: self.rows.shifted(by), ..self }
+    }
+    /// The rows from `row` on.
+    pub fn from_row(self, row: usize) -> Self {
+        Self { rows: self.rows.from_row(row), ..self }
     }
     /// Part `h` of every row.
     pub fn part(&self, h: usize) -> View {
@@ -286,10 +296,11 @@ pub trait Backend: Send {
     fn append(&mut self, cache: CacheId, x: View, start: usize, rows: usize);
     /// Selects by rule; row `t` is at position `start + t`.
     fn select(&mut self, selection: SelectionId, how: Select, start: usize, rows: usize);
-    /// Selects by the indexer: `top_k` largest scores, ties to the lower position. Keys up to `start + rows` are cached.
-    fn sparse_index(&mut self, selection: SelectionId, index: &Index, start: usize, rows: usize);
-    /// Softmax attention over the selected latents; row `t` is at position `start + t`.
-    fn attention_latent(&mut self, attention: &LatentAttention, start: usize, rows: usize);
+    /// Selects for some rows of the step by the indexer: `top_k` largest scores, ties to the lower position. Row `t` is at
+    /// position `start + t`; keys up to `start + rows.end` are cached.
+    fn sparse_index(&mut self, selection: SelectionId, index: &Index, start: usize, rows: Range<usize>);
+    /// Softmax attention of some rows of the step over the latents selected for them.
+    fn attention_latent(&mut self, attention: &LatentAttention, rows: Range<usize>);
     /// The positions selected for row `t`, ascending (diagnostics; a host wait).
     fn selected(&self, selection: SelectionId, row: usize, out: &mut Vec<u32>);
 

@@ -9,6 +9,7 @@ use crate::backend::{
     Backend, Buf, CacheId, Heads, Index, LatentAttention, RopeId, SelectionId, View, WeightId,
 };
 use crate::load::Loader;
+use crate::models::Rows;
 
 /// Sizes, Hugging Face names.
 #[derive(Debug, Clone, Copy)]
@@ -127,7 +128,7 @@ impl Mla {
         })
     }
 
-    /// `out = attention(x)`; `x` is the normed layer input, rows of `hidden_size`, row `t` at position `start + t`.
+    /// `out = attention(x)` of the wanted rows, and the keys of all; `x` is the normed layer input, rows of `hidden_size`.
     #[expect(
         clippy::too_many_arguments,
         reason = "operands of one formula; a struct would be built and torn apart"
@@ -140,8 +141,7 @@ impl Mla {
         latents: CacheId,
         index_keys: Option<CacheId>,
         x: View,
-        start: usize,
-        rows: usize,
+        rows: Rows,
         out: View,
     ) {
         let (heads, nope, rope, latent) =
@@ -154,39 +154,45 @@ impl Mla {
         let (q_heads, absorbed_heads) = (Heads::dense(q, heads, qk), Heads::dense(q_absorbed, heads, width));
 
         match &self.indexer {
-            Some(i) => b.matmul(
+            Some(i) => project(
+                b,
                 x,
                 rows,
-                &[
-                    (self.q_a, q_latent),
-                    (self.kv_a, kv),
-                    (i.k, View::rows(s.index_k, c.index_head_dim)),
-                    (i.proj, View::rows(s.index_weight, c.index_n_heads)),
-                ],
+                [(self.kv_a, kv), (i.k, View::rows(s.index_k, c.index_head_dim))],
+                [(self.q_a, q_latent), (i.proj, View::rows(s.index_weight, c.index_n_heads))],
             ),
-            None => b.matmul(x, rows, &[(self.q_a, q_latent), (self.kv_a, kv)]),
+            None => project(b, x, rows, [(self.kv_a, kv)], [(self.q_a, q_latent)]),
         }
-        b.rms_norm(q_latent, self.q_a_norm, c.latent_eps, rows, q_latent);
-        b.rms_norm(kv, self.kv_a_norm, c.latent_eps, rows, kv); // the latent part only: the rope key is not normed
-        b.rope(s.rope, Heads::one(kv.shifted(latent)), start, rows);
-        b.append(latents, kv, start, rows);
+        b.rms_norm(kv, self.kv_a_norm, c.latent_eps, rows.count, kv); // the latent part only: the rope key is not normed
+        b.rope(s.rope, Heads::one(kv.shifted(latent)), rows.start, rows.count);
+        b.append(latents, kv, rows.start, rows.count);
+        let indexer = self.indexer.as_ref().zip(index_keys);
+        if let Some((i, keys)) = indexer {
+            i.append(b, c, s, keys, rows);
+        }
+        if rows.wanted().is_empty() {
+            return;
+        }
 
-        match (&self.indexer, index_keys) {
-            (Some(i), Some(keys)) => {
-                b.matmul(
-                    q_latent,
-                    rows,
-                    &[(self.q_b, q), (i.q_b, View::rows(s.index_q, c.index_n_heads * c.index_head_dim))],
-                );
-                i.forward(b, c, s, keys, start, rows);
+        // From here on the wanted rows only.
+        let (first, start, n) = (rows.first_wanted, rows.start + rows.first_wanted, rows.wanted().len());
+        let (q_latent, q_wanted) = (q_latent.from_row(first), q.from_row(first));
+        let (q_heads, absorbed_heads) = (q_heads.from_row(first), absorbed_heads.from_row(first));
+        b.rms_norm(q_latent, self.q_a_norm, c.latent_eps, n, q_latent);
+        match indexer {
+            Some((i, keys)) => {
+                let index_q = View::rows(s.index_q, c.index_n_heads * c.index_head_dim).from_row(first);
+                b.matmul(q_latent, n, &[(self.q_b, q_wanted), (i.q_b, index_q)]);
+                i.select(b, c, s, keys, rows);
             }
-            _ => b.matmul(q_latent, rows, &[(self.q_b, q)]),
+            None => b.matmul(q_latent, n, &[(self.q_b, q_wanted)]),
         }
-        b.rope(s.rope, q_heads.shifted(nope), start, rows); // rope comes last in MLA's heads
+        b.rope(s.rope, q_heads.shifted(nope), start, n); // rope comes last in MLA's heads
         let z = View::rows(s.z, heads * latent);
-        b.matmul_heads(self.k_b, q_heads, rows, z);
-        b.copy(Heads::dense(z, heads, latent), absorbed_heads, latent, rows);
-        b.copy(q_heads.shifted(nope), absorbed_heads.shifted(latent), rope, rows);
+        let z_heads = Heads::dense(z, heads, latent).from_row(first);
+        b.matmul_heads(self.k_b, q_heads, n, z_heads.rows);
+        b.copy(z_heads, absorbed_heads, latent, n);
+        b.copy(q_heads.shifted(nope), absorbed_heads.shifted(latent), rope, n);
 
         let attention = LatentAttention {
             queries: q_absorbed,
@@ -198,10 +204,32 @@ impl Mla {
             selection: s.selection,
             out: z,
         };
-        b.attention_latent(&attention, start, rows);
-        let context = View::rows(s.context, heads * c.v_head_dim);
-        b.matmul_heads(self.v_b, Heads::dense(z, heads, latent), rows, context);
-        b.matmul(context, rows, &[(self.output, out)]);
+        b.attention_latent(&attention, rows.wanted());
+        let context = View::rows(s.context, heads * c.v_head_dim).from_row(first);
+        b.matmul_heads(self.v_b, z_heads, n, context);
+        b.matmul(context, n, &[(self.output, out.from_row(first))]);
+    }
+}
+
+/// What all rows leave in the caches and what only wanted rows need, of the same input: in one call where these are the same rows.
+fn project<const N: usize>(
+    b: &mut dyn Backend,
+    x: View,
+    rows: Rows,
+    keys: [(WeightId, View); N],
+    queries: [(WeightId, View); N],
+) {
+    let first = rows.first_wanted;
+    if first == 0 {
+        let mut both = [keys[0]; 4];
+        both[..N].copy_from_slice(&keys);
+        both[N..2 * N].copy_from_slice(&queries);
+        return b.matmul(x, rows.count, &both[..2 * N]);
+    }
+    b.matmul(x, rows.count, &keys);
+    if !rows.wanted().is_empty() {
+        let queries = queries.map(|(weight, out)| (weight, out.from_row(first)));
+        b.matmul(x.from_row(first), rows.wanted().len(), &queries);
     }
 }
 
@@ -218,28 +246,27 @@ impl Indexer {
         })
     }
 
-    /// Caches this step's keys (always: later tokens score against them) and selects positions.
-    fn forward(
-        &self,
-        b: &mut dyn Backend,
-        c: &MlaConfig,
-        s: &MlaState,
-        keys: CacheId,
-        start: usize,
-        rows: usize,
-    ) {
-        let (heads, dim) = (c.index_n_heads, c.index_head_dim);
-        let q = View::rows(s.index_q, heads * dim);
-        let q_heads = Heads::dense(q, heads, dim);
-        let k = View::rows(s.index_k, dim);
-        b.layer_norm(k, self.k_norm, self.k_norm_bias, INDEX_KEY_NORM_EPS, rows);
-        b.rope(s.rope, q_heads, start, rows); // rope comes first in the indexer's heads
-        b.rope(s.rope, Heads::one(k), start, rows);
+    /// Caches the keys of all rows: later tokens score against them.
+    fn append(&self, b: &mut dyn Backend, c: &MlaConfig, s: &MlaState, keys: CacheId, rows: Rows) {
+        let k = View::rows(s.index_k, c.index_head_dim);
+        b.layer_norm(k, self.k_norm, self.k_norm_bias, INDEX_KEY_NORM_EPS, rows.count);
+        b.rope(s.rope, Heads::one(k), rows.start, rows.count);
         if c.hadamard {
-            b.hadamard(q_heads, dim, rows);
-            b.hadamard(Heads::one(k), dim, rows);
+            b.hadamard(Heads::one(k), c.index_head_dim, rows.count);
         }
-        b.append(keys, k, start, rows);
+        b.append(keys, k, rows.start, rows.count);
+    }
+
+    /// Selects positions for the wanted rows.
+    fn select(&self, b: &mut dyn Backend, c: &MlaConfig, s: &MlaState, keys: CacheId, rows: Rows) {
+        let (heads, dim) = (c.index_n_heads, c.index_head_dim);
+        let (first, n) = (rows.first_wanted, rows.wanted().len());
+        let q = View::rows(s.index_q, heads * dim);
+        let q_heads = Heads::dense(q, heads, dim).from_row(first);
+        b.rope(s.rope, q_heads, rows.start + first, n); // rope comes first in the indexer's heads
+        if c.hadamard {
+            b.hadamard(q_heads, dim, n);
+        }
         let index = Index {
             queries: q,
             weights: View::rows(s.index_weight, heads),
@@ -248,6 +275,6 @@ impl Indexer {
             head_dim: dim,
             top_k: c.index_topk,
         };
-        b.sparse_index(s.selection, &index, start, rows);
+        b.sparse_index(s.selection, &index, rows.start, rows.wanted());
     }
 }

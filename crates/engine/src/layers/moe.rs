@@ -12,7 +12,7 @@ use crate::backend::{Backend, Buf, Routed, RoutedSpec, View, WeightId};
 use crate::layers::ffn::{Ffn, FfnState};
 use crate::layers::router::{RouterConfig, RouterState, route};
 use crate::load::Loader;
-use crate::models::Step;
+use crate::models::{Rows, Step};
 
 /// Sizes shared by all routed layers.
 #[derive(Debug, Clone)]
@@ -105,7 +105,11 @@ impl Moe {
         })
     }
 
-    /// `y = shared(x) + routed(x)`; `x` and `y` are rows of `hidden_size`.
+    /// `y = shared(x) + routed(x)`; `x` and `y` are rows of `hidden_size` and begin with the first wanted one.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "operands of one formula; a struct would be built and torn apart"
+    )]
     pub(crate) fn forward(
         &self,
         step: &mut Step<'_>,
@@ -113,9 +117,10 @@ impl Moe {
         s: &mut MoeState,
         ffn: &FfnState,
         x: View,
+        rows: Rows,
         y: View,
     ) -> Result<(), Error> {
-        let rows = step.tokens.len();
+        let (start, rows) = (rows.start + rows.first_wanted, rows.wanted().len());
         let Some(bank) = step.bank.as_deref_mut() else {
             self.shared_expert(step.backend, ffn, x, rows, y, c);
             return Ok(());
@@ -123,7 +128,7 @@ impl Moe {
         self.route(step.backend, c, s, x, rows);
         let (k, n) = (c.router.top_k, rows * c.router.top_k);
         if let Some(dump) = step.dump.as_deref_mut() {
-            dump.experts(self.layer, step.start, k, &s.ids[..n], &s.weights[..n]);
+            dump.experts(self.layer, start, k, &s.ids[..n], &s.weights[..n]);
         }
         s.group(n);
         bank.request(self.layer, &s.ids[..n], k as u32)?;

@@ -428,21 +428,27 @@ impl Model for GlmDsa {
         }
         for (i, layer) in w.layers.iter().enumerate() {
             let (latents, index_keys) = (cache.latents[i], cache.index_keys[i]);
+            let rows = step.rows(i, w.layers.len());
             let b = &mut *step.backend;
-            b.rms_norm(x, layer.attn_norm, c.rms_norm_eps, rows, normed);
-            layer.attention.forward(b, &c.mla, &s.mla, latents, index_keys, normed, start, rows, y);
-            b.add(x, y, c.hidden_size, rows);
+            b.rms_norm(x, layer.attn_norm, c.rms_norm_eps, rows.count, normed);
+            layer.attention.forward(b, &c.mla, &s.mla, latents, index_keys, normed, rows, y);
+            let n = rows.wanted().len();
+            if n == 0 {
+                break; // the last layer, of which only the keys are needed
+            }
+            let [x, normed, y] = [x, normed, y].map(|view| view.from_row(rows.first_wanted));
+            b.add(x, y, c.hidden_size, n);
             if let (Some(dump), true) = (step.dump.as_deref_mut(), index_keys.is_some()) {
-                for t in 0..rows {
+                for t in rows.wanted() {
                     dump.selected(i as u32, start + t, |out| b.selected(s.mla.selection, t, out));
                 }
             }
-            b.rms_norm(x, layer.ffn_norm, c.rms_norm_eps, rows, normed);
+            b.rms_norm(x, layer.ffn_norm, c.rms_norm_eps, n, normed);
             match &layer.mlp {
-                Mlp::Dense(ffn) => ffn.forward(b, &s.ffn, normed, rows, y),
-                Mlp::Sparse(moe) => moe.forward(step, &c.moe, &mut s.moe, &s.ffn, normed, y)?,
+                Mlp::Dense(ffn) => ffn.forward(b, &s.ffn, normed, n, y),
+                Mlp::Sparse(moe) => moe.forward(step, &c.moe, &mut s.moe, &s.ffn, normed, rows, y)?,
             }
-            step.backend.add(x, y, c.hidden_size, rows);
+            step.backend.add(x, y, c.hidden_size, n);
         }
         self.head(step);
         Ok(())

@@ -1,5 +1,7 @@
 //! One file per architecture: `Config` (Hugging Face names kept), weights, `forward`.
 
+use std::ops::Range;
+
 use experts::Bank;
 use files::Checkpoint;
 
@@ -66,6 +68,37 @@ pub(crate) struct Step<'a> {
     /// Receives (position, logits) for each wanted position.
     pub(crate) sink: &'a mut dyn FnMut(usize, &[f32]),
     pub(crate) dump: Option<&'a mut Dump>,
+}
+
+impl Step<'_> {
+    /// The rows as layer `layer` of `n_layers` sees them: what comes out of the last one is read by the head alone, so that there
+    /// only the positions whose logits are wanted are computed to the end.
+    pub(crate) fn rows(&self, layer: usize, n_layers: usize) -> Rows {
+        let count = self.tokens.len();
+        let first_wanted = match self.want {
+            _ if layer + 1 < n_layers => 0,
+            Want::All => 0,
+            Want::Last => count - 1,
+            Want::None => count,
+        };
+        Rows { start: self.start, count, first_wanted }
+    }
+}
+
+/// The rows of a step in one layer; row `t` is at position `start + t`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rows {
+    pub(crate) start: usize,
+    pub(crate) count: usize,
+    /// The rows before this one leave their keys in the caches and nothing else.
+    pub(crate) first_wanted: usize,
+}
+
+impl Rows {
+    /// Rows whose output is wanted.
+    pub(crate) fn wanted(&self) -> Range<usize> {
+        self.first_wanted..self.count
+    }
 }
 
 /// The cached state of one sequence, by layer.

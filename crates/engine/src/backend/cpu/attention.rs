@@ -4,14 +4,16 @@
 //! What a head computes does not depend on the heads it shares a task with (see [`ops::attend_chunk`]), so tasks may be cut
 //! anywhere. The cost of a token follows the number of selected positions, not where they lie.
 
+use std::ops::Range;
+
 use kernels::{SharedMut, ops};
 
 use super::CpuBackend;
 use super::memory::{Cache, Selected, TASKS_PER_THREAD, floats_mut};
 use crate::backend::LatentAttention;
 
-/// Heads are cut in multiples of this, the kernels' tile.
-const HEADS_MIN: usize = 4;
+/// Heads are cut in multiples of this: the kernels take six, four, two or one at once, so that no multiple of four leaves one over.
+const HEADS_MULTIPLE: usize = 4;
 
 /// Tasks per thread that are aimed at: enough to even out threads, few enough to decode rows for many heads each.
 const TASKS_WANTED: usize = 2;
@@ -19,16 +21,16 @@ const TASKS_WANTED: usize = 2;
 /// Heads of a unit of work: all of them while there are tokens enough to go round, fewer when not.
 fn heads_per_unit(threads: usize, rows: usize, heads: usize) -> usize {
     let units = (threads * TASKS_WANTED).div_ceil(rows.max(1));
-    heads.div_ceil(units).next_multiple_of(HEADS_MIN).min(heads)
+    heads.div_ceil(units).next_multiple_of(HEADS_MULTIPLE).min(heads)
 }
 
 impl CpuBackend {
     /// Units of work are (token, block of heads) pairs; each is summed by one thread over ascending positions.
-    pub(super) fn attend(&mut self, a: &LatentAttention, _start: usize, rows: usize) {
+    pub(super) fn attend(&mut self, a: &LatentAttention, rows: Range<usize>) {
         let threads = self.pool.threads();
-        let block = heads_per_unit(threads, rows, a.n_heads);
+        let block = heads_per_unit(threads, rows.len(), a.n_heads);
         let blocks = a.n_heads.div_ceil(block);
-        let units = rows * blocks;
+        let units = rows.len() * blocks;
         let tasks = units.min(threads * TASKS_PER_THREAD);
         let (cache, selection) = (&self.caches[a.cache.0 as usize], &self.selections[a.selection.0 as usize]);
         let (queries, out) = self.buffers.two(a.queries, a.out);
@@ -40,7 +42,7 @@ impl CpuBackend {
             // SAFETY: each task has its own part of the scratch.
             let scratch = unsafe { scratch.part(task * per_task, per_task) };
             for unit in units * task / tasks..units * (task + 1) / tasks {
-                let (t, first) = (unit / blocks, unit % blocks * block);
+                let (t, first) = (rows.start + unit / blocks, unit % blocks * block);
                 let heads = block.min(a.n_heads - first);
                 let queries = &queries[a.queries.offset + t * a.queries.stride + first * width..];
                 let z = a.out.offset + t * a.out.stride + first * a.latent;

@@ -4,6 +4,8 @@
 //! and counts the leading bits of the scores as it goes; then each token's best positions are read off the counts and the
 //! scores. The choice is the unique one of [`ops::top_k_ascending`], whatever the ranges.
 
+use std::ops::Range;
+
 use kernels::{SharedMut, ops};
 
 use super::CpuBackend;
@@ -23,14 +25,14 @@ impl CpuBackend {
         selection: SelectionId,
         index: &Index,
         start: usize,
-        rows: usize,
+        rows: Range<usize>,
     ) {
-        let dense = rows.min(index.top_k.saturating_sub(start));
-        for t in 0..dense {
+        let dense = index.top_k.saturating_sub(start).clamp(rows.start, rows.end);
+        for t in rows.start..dense {
             self.selections[selection.0 as usize].set_range(t, 0, start + t + 1);
         }
-        for first in (dense..rows).step_by(SCAN_TOKENS) {
-            let n = SCAN_TOKENS.min(rows - first);
+        for first in (dense..rows.end).step_by(SCAN_TOKENS) {
+            let n = SCAN_TOKENS.min(rows.end - first);
             let tasks = self.score_positions(selection, index, start, first, n);
             self.choose_positions(selection, start, first, n, tasks);
         }

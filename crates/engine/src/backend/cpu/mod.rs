@@ -14,6 +14,8 @@ mod rows;
 
 pub use arena::HostArena;
 
+use std::ops::Range;
+
 use experts::{Bank, Resident};
 use kernels::{AlignedBuf, Isa, Kernel, Pool};
 
@@ -226,12 +228,12 @@ impl Backend for CpuBackend {
         }
     }
 
-    fn sparse_index(&mut self, selection: SelectionId, index: &Index, start: usize, rows: usize) {
+    fn sparse_index(&mut self, selection: SelectionId, index: &Index, start: usize, rows: Range<usize>) {
         self.select_by_index(selection, index, start, rows);
     }
 
-    fn attention_latent(&mut self, attention: &LatentAttention, start: usize, rows: usize) {
-        self.attend(attention, start, rows);
+    fn attention_latent(&mut self, attention: &LatentAttention, rows: Range<usize>) {
+        self.attend(attention, rows);
     }
 
     fn selected(&self, selection: SelectionId, row: usize, out: &mut Vec<u32>) {
