@@ -8,8 +8,8 @@ use experts::{Bank, BankSize, Lru, Reader, Trace};
 use files::Checkpoint;
 use text::{ChatTemplate, Tokenizer};
 
-use crate::backend::Backend;
 use crate::backend::cpu::{CpuBackend, HostArena};
+use crate::backend::{Backend, PartTimes};
 use crate::load::Loader;
 use crate::models::{self, Model, ModelInfo, Step};
 use crate::{Dump, EngineOptions, Error, MemoryPlan, Sequence};
@@ -153,6 +153,16 @@ impl Engine {
                 + self.arena_bytes.load(Ordering::Relaxed)
                 + self.host_bytes,
         }
+    }
+
+    /// Starts or stops measuring where the time of a step goes; off after load.
+    pub fn time_parts(&mut self, on: bool) {
+        self.backend.time_parts(on);
+    }
+
+    /// Where the time went while it was measured, by kind of operation.
+    pub fn parts(&self) -> PartTimes {
+        self.backend.parts()
     }
 
     /// Bank counters without a copy.

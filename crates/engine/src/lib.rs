@@ -17,6 +17,7 @@ mod plan;
 mod sequence;
 mod vocabulary;
 
+pub use backend::PartTimes;
 pub use dump::Dump;
 pub use engine::{Engine, EngineStats, Want};
 pub use error::Error;

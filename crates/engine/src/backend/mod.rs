@@ -7,10 +7,13 @@
 //! Shapes below are `[rows, width]` with the last number contiguous.
 
 pub mod cpu;
+mod parts;
 
 use std::ops::Range;
 
 use experts::{Bank, Resident};
+
+pub use parts::{Part, PartTimes};
 
 use crate::Error;
 use crate::options::CacheType;
@@ -239,6 +242,10 @@ pub struct RoutedSpec {
 pub trait Backend: Send {
     /// Name and instruction set, for receipts.
     fn describe(&self) -> String;
+    /// Starts or stops the clocks of [`Backend::parts`].
+    fn time_parts(&mut self, on: bool);
+    /// What operations took while the clocks ran, by kind.
+    fn parts(&self) -> PartTimes;
 
     // ---- at load: the only calls that allocate --------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 //!
 //! The tokens are given, never sampled: another engine that gets the same ids does the same work, and routes alike.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -51,6 +52,9 @@ pub(crate) struct Args {
     tokens: Option<PathBuf>,
     #[command(flatten)]
     bank: BankArgs,
+    /// Also show where the time went: resident matrices, routed experts, attention, indexer, the rest
+    #[arg(long, help_heading = "Output")]
+    parts: bool,
     /// Print every round as JSON
     #[arg(long, help_heading = "Output")]
     json: bool,
@@ -92,6 +96,9 @@ struct Test {
     cpu_s_per_token: Option<Spread>,
     bytes_read_per_token: Spread,
     stall_ms_per_token: Spread,
+    /// Milliseconds by kind of operation, all rounds together.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parts_ms_per_token: Option<BTreeMap<&'static str, f64>>,
     rounds: Vec<Round>,
     /// The likeliest token after each of the first warm-up round's outputs: two engines that agree do the same work.
     likeliest: Vec<u32>,
@@ -129,6 +136,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let tokens = given.unwrap_or_else(|| fixed_tokens(info.n_vocab));
     let (architecture, n_vocab) = (info.architecture.clone(), info.n_vocab);
     let mut sequence = session.engine.new_sequence()?;
+    session.engine.time_parts(args.parts);
     let (mut measured, mut warm_up_rounds) = (Vec::new(), 0);
     for (kind, n) in plan {
         let mut bench = Bench { session: &mut session, sequence: &mut sequence, tokens: &tokens, kind, n };
@@ -242,10 +250,17 @@ impl Bench<'_> {
             }
         }
         let first = warmed as usize;
+        let before = self.session.engine.parts();
         let rounds = (first..first + rounds as usize)
             .map(|index| self.round(index, None))
             .collect::<Result<Vec<_>, _>>()?;
         let n = self.n as f64;
+        let parts = self.session.engine.parts().named().into_iter().zip(before.named());
+        let parts: BTreeMap<_, _> = parts
+            .map(|((name, after), (_, before))| {
+                (name, (after - before) as f64 / 1e6 / n / rounds.len() as f64)
+            })
+            .collect();
         let spread = |figure: &dyn Fn(&Round) -> f64| {
             Spread::of(rounds.iter().map(figure)).expect("one round at least")
         };
@@ -258,6 +273,7 @@ impl Bench<'_> {
             cpu_s_per_token: cpu.and_then(Spread::of),
             bytes_read_per_token: spread(&|r| r.bytes_read as f64 / n),
             stall_ms_per_token: spread(&|r| r.stall_ns as f64 / 1e6 / n),
+            parts_ms_per_token: Some(parts).filter(|parts| parts.values().any(|&ms| ms > 0.0)),
             rounds,
             likeliest,
         };
@@ -315,7 +331,24 @@ fn table(outcome: &Outcome) -> String {
             format!("{:.2} ms", test.stall_ms_per_token.median),
         ]);
     }
-    format!("{}\n{} · {} · reader {}", table.render("  "), outcome.model, outcome.backend, outcome.reader)
+    let parts: String = outcome.tests.iter().filter_map(part_line).collect();
+    let table = table.render("  ");
+    format!("{table}\n{parts}{} · {} · reader {}", outcome.model, outcome.backend, outcome.reader)
+}
+
+/// Where the time of a test went, the largest part first; what is not in any part comes last.
+fn part_line(test: &Test) -> Option<String> {
+    let mut parts: Vec<_> = test.parts_ms_per_token.as_ref()?.iter().map(|(name, ms)| (*name, *ms)).collect();
+    parts.sort_by(|a, b| b.1.total_cmp(&a.1));
+    let took: u64 = test.rounds.iter().map(|round| round.took.wall_ns).sum();
+    let whole = took as f64 / 1e6 / test.tokens as f64 / test.rounds.len() as f64;
+    let known: f64 = parts.iter().map(|part| part.1).sum();
+    parts.retain(|part| part.1 > 0.0);
+    parts.push(("other", (whole - known).max(0.0)));
+    let share = |ms: f64| 100.0 * ms / whole;
+    let parts: Vec<_> =
+        parts.iter().map(|(name, ms)| format!("{name} {:.0} % ({ms:.2} ms)", share(*ms))).collect();
+    Some(format!("  {} {}: {}\n", test.test, test.tokens, parts.join(" · ")))
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ use std::ops::Range;
 use experts::{Bank, Resident};
 use kernels::{AlignedBuf, Isa, Kernel, Pool};
 
+use super::parts::{Part, PartClock, PartTimes};
 use super::{
     Backend, Buf, CacheId, Heads, Index, LatentAttention, RopeId, RopeSpec, Routed, RoutedSpec, ScratchSpec,
     Select, SelectionId, View, WeightId, WeightSpec,
@@ -56,6 +57,7 @@ pub struct CpuBackend {
     packing: AlignedBuf,
     /// Threads that work on one token, and on several.
     threads: [usize; 2],
+    clock: PartClock,
 }
 
 impl CpuBackend {
@@ -75,7 +77,15 @@ impl CpuBackend {
             routed: RoutedScratch::new(&RoutedSpec::default()),
             packing: AlignedBuf::zeroed(0),
             threads: [threads, threads_batch],
+            clock: PartClock::default(),
         })
+    }
+
+    /// Runs an operation on the clock of its kind.
+    fn timed(&mut self, part: Part, operation: impl FnOnce(&mut Self)) {
+        let start = self.clock.start();
+        operation(self);
+        self.clock.stop(part, start);
     }
 
     /// A weight stored as f32 and used element by element (norms): its values.
@@ -91,6 +101,14 @@ impl Backend for CpuBackend {
         let [threads, batch] = self.threads;
         let batch = if batch == threads { String::new() } else { format!(" ({batch} for prompts)") };
         format!("cpu, {}, {threads} threads{batch}", self.isa.name())
+    }
+
+    fn time_parts(&mut self, on: bool) {
+        self.clock.on = on;
+    }
+
+    fn parts(&self) -> PartTimes {
+        self.clock.times
     }
 
     fn weight(
@@ -169,35 +187,35 @@ impl Backend for CpuBackend {
     }
 
     fn rms_norm(&mut self, x: View, weight: WeightId, eps: f32, rows: usize, out: View) {
-        self.rms_norm_rows(x, weight, eps, rows, out);
+        self.timed(Part::Rows, |b| b.rms_norm_rows(x, weight, eps, rows, out));
     }
 
     fn layer_norm(&mut self, x: View, weight: WeightId, bias: WeightId, eps: f32, rows: usize) {
-        self.layer_norm_rows(x, weight, bias, eps, rows);
+        self.timed(Part::Rows, |b| b.layer_norm_rows(x, weight, bias, eps, rows));
     }
 
     fn matmul(&mut self, x: View, rows: usize, outs: &[(WeightId, View)]) {
-        self.matmul_shared(x, rows, outs);
+        self.timed(Part::Dense, |b| b.matmul_shared(x, rows, outs));
     }
 
     fn matmul_heads(&mut self, weight: WeightId, x: Heads, rows: usize, out: View) {
-        self.matmul_stack(weight, x, rows, out);
+        self.timed(Part::Dense, |b| b.matmul_stack(weight, x, rows, out));
     }
 
     fn rope(&mut self, table: RopeId, x: Heads, start: usize, rows: usize) {
-        self.rope_rows(table, x, start, rows);
+        self.timed(Part::Rows, |b| b.rope_rows(table, x, start, rows));
     }
 
     fn hadamard(&mut self, x: Heads, width: usize, rows: usize) {
-        self.hadamard_rows(x, width, rows);
+        self.timed(Part::Rows, |b| b.hadamard_rows(x, width, rows));
     }
 
     fn copy(&mut self, from: Heads, to: Heads, width: usize, rows: usize) {
-        self.copy_rows(from, to, width, rows);
+        self.timed(Part::Rows, |b| b.copy_rows(from, to, width, rows));
     }
 
     fn add(&mut self, x: View, y: View, width: usize, rows: usize) {
-        self.zip_rows(x, y, width, rows, Zip::Add);
+        self.timed(Part::Rows, |b| b.zip_rows(x, y, width, rows, Zip::Add));
     }
 
     fn zero(&mut self, x: View, width: usize, rows: usize) {
@@ -207,14 +225,14 @@ impl Backend for CpuBackend {
     }
 
     fn silu_mul(&mut self, gate: View, up: View, width: usize, rows: usize) {
-        self.zip_rows(gate, up, width, rows, Zip::SiluMul);
+        self.timed(Part::Rows, |b| b.zip_rows(gate, up, width, rows, Zip::SiluMul));
     }
 
     fn append(&mut self, cache: CacheId, x: View, start: usize, rows: usize) {
-        let cache = &mut self.caches[cache.0 as usize];
-        for t in 0..rows {
-            cache.store(start + t, self.buffers.row(x, t, cache.width()));
-        }
+        self.timed(Part::Rows, |b| {
+            let cache = &mut b.caches[cache.0 as usize];
+            (0..rows).for_each(|t| cache.store(start + t, b.buffers.row(x, t, cache.width())));
+        });
     }
 
     fn select(&mut self, selection: SelectionId, how: Select, start: usize, rows: usize) {
@@ -229,11 +247,11 @@ impl Backend for CpuBackend {
     }
 
     fn sparse_index(&mut self, selection: SelectionId, index: &Index, start: usize, rows: Range<usize>) {
-        self.select_by_index(selection, index, start, rows);
+        self.timed(Part::Indexer, |b| b.select_by_index(selection, index, start, rows));
     }
 
     fn attention_latent(&mut self, attention: &LatentAttention, rows: Range<usize>) {
-        self.attend(attention, rows);
+        self.timed(Part::Attention, |b| b.attend(attention, rows));
     }
 
     fn selected(&self, selection: SelectionId, row: usize, out: &mut Vec<u32>) {
@@ -241,19 +259,19 @@ impl Backend for CpuBackend {
     }
 
     fn routed_input(&mut self, call: &Routed<'_>) {
-        self.routed_tokens(call);
+        self.timed(Part::Experts, |b| b.routed_tokens(call));
     }
 
     fn promote(&mut self, bank: &mut Bank, call: &Routed<'_>) {
-        self.pack_hot_experts(bank, call);
+        self.timed(Part::Packing, |b| b.pack_hot_experts(bank, call));
     }
 
     fn routed_ffn(&mut self, bank: &Bank, wave: &[Resident], call: &Routed<'_>) {
-        self.routed(bank, wave, call);
+        self.timed(Part::Experts, |b| b.routed(bank, wave, call));
     }
 
     fn combine(&mut self, x: View, weights: &[f32], k: usize, width: usize, rows: usize, y: View) {
-        self.sum_pairs(x, weights, k, width, rows, y);
+        self.timed(Part::Experts, |b| b.sum_pairs(x, weights, k, width, rows, y));
     }
 
     fn read(&mut self, x: View, row: usize, len: usize) -> &[f32] {
