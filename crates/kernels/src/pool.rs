@@ -395,43 +395,6 @@ mod tests {
         });
     }
 
-    /// Figures for docs/kernels.md: `cargo test --release -p slotbank-kernels dispatch_cost -- --ignored --nocapture`.
-    #[test]
-    #[ignore = "a measurement"]
-    fn dispatch_cost() {
-        const TASKS: usize = 16;
-        let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
-        // Microseconds per dispatch: best and median of eleven rounds.
-        let micros = |pool: &Pool, spins: u32, n: usize, pause: Duration| {
-            let mut rounds: Vec<f64> = (0..11)
-                .map(|_| {
-                    let mut spent = Duration::ZERO;
-                    for _ in 0..n {
-                        std::thread::sleep(pause);
-                        let since = Instant::now();
-                        pool.run(TASKS, &|_| (0..spins).for_each(|_| std::hint::spin_loop()));
-                        spent += since.elapsed();
-                    }
-                    spent.as_secs_f64() * 1e6 / n as f64
-                })
-                .collect();
-            rounds.sort_by(f64::total_cmp);
-            (rounds[0], rounds[rounds.len() / 2])
-        };
-        println!("{cores} cores; microseconds per dispatch of {TASKS} tasks: best, median of 11");
-        for threads in [1, cores, 2 * cores, 4 * cores] {
-            let pool = Pool::new(threads);
-            for (what, spins, n, pause) in [
-                ("empty tasks", 0, 20_000, Duration::ZERO),
-                ("short tasks", 100, 1_000, Duration::ZERO),
-                ("short tasks after a pause of 1 ms", 100, 30, Duration::from_millis(1)),
-            ] {
-                let (best, median) = micros(&pool, spins, n, pause);
-                println!("{threads} threads, {what}: {best:.2}, {median:.2}");
-            }
-        }
-    }
-
     #[test]
     fn writes_are_visible_after_the_barrier() {
         let pool = Pool::new(4);

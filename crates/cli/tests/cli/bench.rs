@@ -144,3 +144,33 @@ fn kernels_knows_its_formats() {
     assert!(done.stderr.contains("Q9_Z") && done.stderr.contains("IQ1_M"), "{}", done.stderr);
     place.run("bench kernels --n-in 100").expect(2);
 }
+
+/// Each idea beside its opposite, which gives the same bits (the measurement itself checks that).
+#[test]
+fn kernels_measures_what_its_ideas_are_worth() {
+    let place = Place::new();
+    let small = "--columns 16 --working-set 1 --n-in 512 --n-out 8 --rounds 2 -t 2";
+    let run = |extra: &str| place.run(&format!("bench kernels {small} {extra}")).expect(0);
+    let json = run("--formats IQ1_M,Q4_K --ablate --dispatch --json").json();
+    let positive = |figure: &serde_json::Value| {
+        assert!(figure["median"].as_f64().is_some_and(|x| x > 0.0), "{figure}");
+    };
+    let ablations = json["ablations"].as_array().expect("ablations");
+    assert_eq!(ablations.len(), 2);
+    for ideas in ablations {
+        let unpack = &ideas["unpack_once"][0];
+        assert_eq!(unpack["columns"].as_u64(), Some(16));
+        positive(&unpack["once_gflop_per_s"]);
+        positive(&unpack["each_gflop_per_s"]);
+        positive(&ideas["quantize_once"]["once_gweights_per_s"]);
+        positive(&ideas["quantize_once"]["each_gweights_per_s"]);
+    }
+    assert!(ablations[1]["packed"].is_null(), "Q4_K has no packed form");
+    let dispatch = json["dispatch"].as_array().expect("dispatch");
+    assert_eq!(dispatch[0]["threads"].as_u64(), Some(1));
+    for kind in ["empty_us", "short_us", "short_after_silence_us"] {
+        positive(&dispatch[0][kind]);
+    }
+    let text = run("--formats Q4_K --ablate --dispatch").stdout;
+    assert!(text.contains("unpack once for 16 columns") && text.contains("after 1 ms"), "{text}");
+}
