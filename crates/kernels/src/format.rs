@@ -138,17 +138,6 @@ impl Kernel {
         self.kernels.tile.is_some_and(|(_, from)| n_columns >= from)
     }
 
-    /// One weight row with one activation row.
-    ///
-    /// # Panics
-    /// A length does not fit `n`.
-    #[inline]
-    pub fn dot(&self, weights: &[u8], x: &[u8], n: usize) -> f32 {
-        let mut y = [0.0];
-        self.rows(weights, x, n, &mut y);
-        y[0]
-    }
-
     /// `y.len()` consecutive weight rows with one activation row, on the calling thread: the body of a task in dispatches
     /// that the caller fuses itself.
     ///

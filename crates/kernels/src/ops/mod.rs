@@ -62,7 +62,6 @@ mod norm;
 mod q8;
 mod rope;
 mod silu;
-mod softmax;
 mod top_k;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -80,8 +79,7 @@ pub use norm::{layer_norm, rms_norm};
 pub use q8::{Q8_BLOCK, q8_decode, q8_encode};
 pub use rope::{Rope, Yarn, rope_interleaved, yarn_mscale};
 pub use silu::{sigmoid, silu, silu_mul};
-pub use softmax::softmax;
-pub use top_k::{TOP_K_BINS, top_k_ascending, top_k_count, top_k_counted, top_k_ranked};
+pub use top_k::{TOP_K_BINS, top_k_count, top_k_counted, top_k_ranked};
 
 #[cfg(test)]
 pub(crate) mod testing {

@@ -33,11 +33,9 @@ pub fn top_k_ranked(scores: &[f32], scratch: &mut [u64], out: &mut [u32]) {
     out.iter_mut().zip(chosen).for_each(|(out, key)| *out = index(*key));
 }
 
-/// Writes the indices of the `out.len()` largest scores in ascending order of the index.
-///
-/// # Panics
-/// Like [`top_k_ranked`].
-pub fn top_k_ascending(scores: &[f32], scratch: &mut [u64], out: &mut [u32]) {
+/// Writes the indices of the `out.len()` largest scores in ascending order of the index: what [`top_k_counted`] must find.
+#[cfg(test)]
+fn top_k_ascending(scores: &[f32], scratch: &mut [u64], out: &mut [u32]) {
     if out.len() == scores.len() {
         return out.iter_mut().zip(0..).for_each(|(out, i)| *out = i);
     }
@@ -83,8 +81,8 @@ pub fn top_k_count(scores: &[f32], keys: &mut [u32], counts: &mut [u32]) {
     }
 }
 
-/// The second half: the positions of the `out.len()` largest scores in ascending order, exactly those of [`top_k_ascending`].
-/// `counts` are the sums over all parts.
+/// The second half: the positions of the `out.len()` largest scores in ascending order. `counts` are the sums over all
+/// parts.
 ///
 /// # Panics
 /// There are fewer keys than asked for, or the counts are not those of the keys.

@@ -258,8 +258,9 @@ fn dot_is_close_to_the_decoded_weights() {
         for seed in 0..5 {
             let (x, w) = (floats(n, seed, 1.0), random_row(f, n, seed + 50));
             let values = decoded(f, &w);
-            let got = f.kernel(Isa::Scalar).dot(&w, &quantized(f.activation, &x), n);
-            let (mut want, mut bound) = (0.0, 0.0);
+            let mut got = [0.0];
+            f.kernel(Isa::Scalar).rows(&w, &quantized(f.activation, &x), n, &mut got);
+            let ([got], mut want, mut bound) = (got, 0.0, 0.0);
             let step = f.activation.block_elements();
             for (w, x) in values.chunks(step).zip(x.chunks(step)) {
                 let largest = x.iter().fold(0.0f64, |a, x| a.max(f64::from(x.abs())));

@@ -2,7 +2,7 @@
 //!
 //! Tokens are taken a few at a time. First every task scores a range of positions for all of them, a panel of keys decoded once,
 //! and counts the leading bits of the scores as it goes; then each token's best positions are read off the counts and the
-//! scores. The choice is the unique one of [`ops::top_k_ascending`], whatever the ranges.
+//! scores. The order of scores is total, so the choice is the same whatever the ranges.
 
 use std::ops::Range;
 
