@@ -25,6 +25,8 @@ def commands(options):
             "--rounds", str(options.inner_rounds), "--threads", str(options.threads), "--ubatch", str(options.ubatch)]
     if options.threads_batch:
         same += ["--threads-batch", str(options.threads_batch)]
+    if options.all_logits:
+        same += ["--all-logits"]
     if options.tokens:
         same += ["--tokens", options.tokens]
     slotbank = [options.binary, "bench", "speed", options.model, "--json", "--bank", options.bank] + same
@@ -152,6 +154,8 @@ def main():
     parser.add_argument("--prompt", default="64,512")
     parser.add_argument("--gen", type=int, default=64)
     parser.add_argument("--depth", type=int, default=0)
+    parser.add_argument("--all-logits", action="store_true",
+                        help="ask for the logits of every prompt token: else both engines skip the last layer for all but one")
     parser.add_argument("--made-by", default="", help="the command that made the model, for the receipt")
     parser.add_argument("--out", required=True)
     add_arguments(parser)

@@ -5,10 +5,12 @@
 
 For each format it makes a small model whose routed experts, all in that format, do at least nine tenths of the multiply-adds,
 runs both engines on it in alternation (compare_llama.py), measures the kernels alone (slotbank bench kernels), and deletes
-the model. The receipt is written after every format and continued where it ended; formats in it are skipped without --redo.
+the model. Every prompt token's logits are asked for, since the probe's only routed layer is its last, which both engines skip for
+tokens that nobody asks about. The receipt is written after every format and continued where it ended; formats in it are skipped without --redo.
 
 Weights per second are those of the expert matrices, times the tokens per second of the whole model; nothing is subtracted for
-the rest, for neither engine. GB/s likewise count the bytes of the experts used, and a multiply-add is two operations. One
+the rest, for neither engine. Kernels alone are held against what this machine reads from memory and multiplies and adds at most
+(floats for F32, F16 and BF16, else bytes with sums of sixteen bits). GB/s likewise count the bytes of the experts used, and a multiply-add is two operations. One
 thread is measured for decode, all of them for both; the table counts one thread by its processor time and all by the clock.
 """
 import argparse
@@ -82,6 +84,7 @@ def compared(options, path, stream, threads, prompt, made_by):
     settings = argparse.Namespace(**vars(options))
     settings.model, settings.tokens, settings.threads, settings.prompt = path, stream, threads, str(prompt)
     settings.threads_batch, settings.depth, settings.made_by = None, 0, made_by
+    settings.all_logits = True
     return compare_llama.compare(settings)
 
 
@@ -122,7 +125,8 @@ def table(receipt):
     head = ["format", "bits"]
     for threads in counts:
         head += ["GB/s %dT" % threads, "Gw/s %dT" % threads, "llama.cpp Gw/s %dT" % threads, "ratio"]
-    head += ["prefill GFLOP/s %dT" % counts[-1], "llama.cpp", "ratio", "kernel alone Gw/s 1T", "of memory read"]
+    head += ["prefill GFLOP/s %dT" % counts[-1], "llama.cpp", "ratio", "kernel alone Gw/s 1T", "of memory read",
+             "kernel alone GFLOP/s 1T", "of multiply-adds"]
     lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
     for name in sorted(receipt["formats"], key=FORMATS.index):
         lines.append("| " + " | ".join(table_row(name, receipt["formats"][name], counts)) + " |")
@@ -144,10 +148,14 @@ def table_row(name, entry, counts):
         row += cells(threads, ["decode_gb_per_s", "decode_gweights_per_s"], "_by_cpu" if threads == 1 else "")
     row += cells(counts[-1], ["prefill_gflop_per_s"], "_by_cpu" if counts[-1] == 1 else "")
     if "decode_gweights_per_s" not in alone:
-        return row + ["–", "–"]
-    read = alone["ceilings"]["read_gb_per_s"]["one"]["median"]
-    return row + [number(alone["decode_gweights_per_s"]["one"]["median"]),
-                  "%.0f %%" % (100 * alone["decode_gb_per_s"]["one"]["median"] / read)]
+        return row + ["–"] * 4
+    one = lambda pair: pair["one"]["median"]
+    share = lambda part, whole: "%.0f %%" % (100 * part / whole)
+    ceilings, prefill = alone["ceilings"], one(alone["prefill"][-1]["gflop_per_s"])
+    multiply = ceilings["f32_gflop_per_s" if name in ("F32", "F16", "BF16") else "int8_narrow_gop_per_s"]
+    return row + [number(one(alone["decode_gweights_per_s"])),
+                  share(one(alone["decode_gb_per_s"]), one(ceilings["read_gb_per_s"])),
+                  number(prefill), share(prefill, one(multiply))]
 
 
 def number(x):

@@ -59,12 +59,15 @@ def load(options):
     return model, api.llama_init_from_model(model, params)
 
 
-def decode(context, ids, batch):
-    """Runs ids after what the cache holds; the last one's logits are computed."""
+def decode(context, ids, batch, all_logits=False):
+    """Runs ids after what the cache holds; the last one's logits are computed, or those of all."""
     for start in range(0, len(ids), batch):
         part = ids[start:start + batch]
-        array = (api.llama_token * len(part))(*part)
-        code = api.llama_decode(context, api.llama_batch_get_one(array, len(part)))
+        array, wanted = (api.llama_token * len(part))(*part), (ctypes.c_int8 * len(part))(*[1] * len(part))
+        request = api.llama_batch_get_one(array, len(part))
+        if all_logits:
+            request.logits = wanted
+        code = api.llama_decode(context, request)
         if code != 0:
             sys.exit("llama_decode failed with %d" % code)
     api.llama_synchronize(context)
@@ -76,11 +79,11 @@ def likeliest(context, n_vocab):
     return row.index(max(row))
 
 
-def one_round(context, ids, depth_ids, single, batch, seen=None, n_vocab=0):
+def one_round(context, ids, depth_ids, single, options, seen=None, n_vocab=0):
     """One timed round over an emptied cache."""
     api.llama_memory_clear(api.llama_get_memory(context), True)
     if depth_ids:
-        decode(context, depth_ids, batch)
+        decode(context, depth_ids, options.batch)
     cpu, begun = time.process_time_ns(), time.perf_counter_ns()
     if single:
         for token in ids:
@@ -88,7 +91,7 @@ def one_round(context, ids, depth_ids, single, batch, seen=None, n_vocab=0):
             if seen is not None:
                 seen.append(likeliest(context, n_vocab))
     else:
-        decode(context, ids, batch)
+        decode(context, ids, options.batch, options.all_logits)
     wall_ns, cpu_ns = time.perf_counter_ns() - begun, time.process_time_ns() - cpu
     if seen is not None and not single:
         seen.append(likeliest(context, n_vocab))
@@ -102,7 +105,7 @@ def measure(context, name, n, tokens, options, n_vocab):
     seen, rounds = [], []
     for index in range(options.rounds + 1):
         ids = common.window(tokens, index, n)
-        done = one_round(context, ids, depth_ids, single, options.batch, seen if index == 0 else None, n_vocab)
+        done = one_round(context, ids, depth_ids, single, options, seen if index == 0 else None, n_vocab)
         if index > 0:
             rounds.append(done)
     return {
@@ -145,6 +148,8 @@ def arguments():
     parser.add_argument("--batch", type=int, default=2048)
     parser.add_argument("--ctx", type=int, default=0, help="at least this many positions")
     parser.add_argument("--flash-attn", choices=sorted(FLASH), default="auto")
+    parser.add_argument("--all-logits", action="store_true",
+                        help="ask for the logits of every prompt token: else the last layer is skipped for all but one")
     parser.add_argument("--mmap", action="store_true", help="map the file instead of reading it into memory")
     parser.add_argument("--tokens", help="file of token ids [default: the list that slotbank uses]")
     options = parser.parse_args()

@@ -70,6 +70,23 @@ fn speed_runs_the_given_tokens_and_any_bank_computes_the_same() {
     assert!(few["tests"][0]["bytes_read_per_token"]["median"].as_f64() > Some(0.0));
 }
 
+/// The logits of all prompt tokens cost the last layer's experts for each; the last one's are the same.
+#[test]
+fn speed_computes_the_last_layer_for_the_logits_that_are_wanted() {
+    let place = Place::new();
+    silent().write(&place.path("m.gguf"));
+    let run = |extra: &str| {
+        let args = format!("bench speed m.gguf --prompt 6 --gen 0 --rounds 1 --bank all --json --parts {extra}");
+        let json = place.run(&args).expect(0).json();
+        let hits = json["tests"][0]["rounds"][0]["hits"].as_u64().expect("hits");
+        assert!(json["tests"][0]["parts_ms_per_token"]["experts"].as_f64() > Some(0.0), "{json}");
+        (hits, json["tests"][0]["likeliest"].clone())
+    };
+    let ((last, one), (all, of_all)) = (run(""), run("--all-logits"));
+    assert!(last < all && one == of_all, "{last} {all} {one} {of_all}");
+    assert_eq!(one.as_array().map(Vec::len), Some(1));
+}
+
 #[test]
 fn speed_prints_a_table() {
     let place = Place::new();

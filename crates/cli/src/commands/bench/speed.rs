@@ -41,6 +41,10 @@ pub(crate) struct Args {
     /// Positions already in the cache when decoding starts
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "What to measure")]
     depth: usize,
+    /// Ask for the logits of every prompt token, as a perplexity does: else the last layer runs for the
+    /// last token only
+    #[arg(long, help_heading = "What to measure")]
+    all_logits: bool,
     /// Rounds that count
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..), help_heading = "What to measure")]
     rounds: u32,
@@ -138,8 +142,10 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let mut sequence = session.engine.new_sequence()?;
     session.engine.time_parts(args.parts);
     let (mut measured, mut warm_up_rounds) = (Vec::new(), 0);
+    let want = if args.all_logits { Want::All } else { Want::Last };
     for (kind, n) in plan {
-        let mut bench = Bench { session: &mut session, sequence: &mut sequence, tokens: &tokens, kind, n };
+        let mut bench =
+            Bench { session: &mut session, sequence: &mut sequence, tokens: &tokens, kind, n, want };
         let (test, warmed) = bench.measure(args.rounds, args.warm_up)?;
         warm_up_rounds = warm_up_rounds.max(warmed);
         measured.push(test);
@@ -236,6 +242,7 @@ struct Bench<'a> {
     tokens: &'a [u32],
     kind: Kind,
     n: usize,
+    want: Want,
 }
 
 impl Bench<'_> {
@@ -294,8 +301,10 @@ impl Bench<'_> {
         let before = session.counters().unwrap_or_default();
         let (done, took) = timed(Cpu::Process, || {
             ids.chunks(pass).try_for_each(|ids| {
-                session.engine.forward(sequence, ids, Want::Last, &mut |_, logits| {
-                    if let Some(seen) = seen.as_deref_mut() {
+                session.engine.forward(sequence, ids, self.want, &mut |position, logits| {
+                    if let Some(seen) = seen.as_deref_mut()
+                        && (position + 1).is_multiple_of(pass)
+                    {
                         seen.push(likeliest(logits));
                     }
                 })
