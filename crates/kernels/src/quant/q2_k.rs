@@ -74,7 +74,8 @@ impl x86::block256::X86Block256<BYTES> for Q2K {
     #[target_feature(enable = "avx2")]
     unsafe fn scale_words(block: &[u8; BYTES]) -> (__m256i, __m256i) {
         let bytes = x86::load16(block, 0);
-        let low = |v| _mm256_cvtepu8_epi16(_mm_and_si128(v, _mm_set1_epi8(15)));
+        // (Seen through, the shuffles that follow would become dearer ones.)
+        let low = |v| x86::codebook::opaque(_mm256_cvtepu8_epi16(_mm_and_si128(v, _mm_set1_epi8(15))));
         (low(bytes), low(_mm_srli_epi16::<4>(bytes)))
     }
 

@@ -72,12 +72,6 @@ impl x86::block256::X86Block256<BYTES> for Q6K {
 
     #[inline]
     #[target_feature(enable = "avx2")]
-    unsafe fn scale_words(block: &[u8; BYTES]) -> (__m256i, __m256i) {
-        (_mm256_cvtepi8_epi16(x86::load16(block, 192)), _mm256_setzero_si256())
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx2")]
     unsafe fn raised(block: &[u8; BYTES], s: usize) -> __m256i {
         let (half, g) = (s / 4, s % 4);
         let low = x86::field(x86::load32(block, 64 * half + 32 * (g % 2)), 4 * (g / 2), 15);

@@ -342,7 +342,7 @@ unsafe fn tile_avx2<B: X86Block256<N>, const N: usize>(
     let n_blocks = n / 256;
     let blocks = &weights.as_chunks::<N>().0[..n_blocks * n_rows];
     y.fill([0.0; TILE_ROWS]);
-    let mut panel = Panel::new();
+    let (mut panel, mut ready) = (Panel::new(), tile::NONE_READY);
     for b in 0..n_blocks {
         for v in 0..n_rows.div_ceil(8) {
             // Rows past the end are the last one again.
@@ -350,7 +350,7 @@ unsafe fn tile_avx2<B: X86Block256<N>, const N: usize>(
             // SAFETY: AVX2 and F16C are on.
             unsafe { unpack::<B, N>(&mut panel, v, rows) };
         }
-        tile::block_of_256::<Of<B, N>>(&panel, b, n_rows, columns, n, y);
+        tile::block_of_256::<Of<B, N>>(&panel, b, n_rows, columns, &mut ready, n, y);
     }
 }
 

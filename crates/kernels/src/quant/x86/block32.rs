@@ -104,7 +104,7 @@ unsafe fn tile_avx2<B: X86Block32<N>, const N: usize>(
     let n_blocks = n / 32;
     let blocks = &weights.as_chunks::<N>().0[..n_blocks * n_rows];
     y.fill([0.0; TILE_ROWS]);
-    let mut panel = Panel::new();
+    let (mut panel, mut ready) = (Panel::new(), tile::NONE_READY);
     for first in (0..n_blocks).step_by(8) {
         let count = 8.min(n_blocks - first);
         for v in 0..n_rows.div_ceil(8) {
@@ -115,7 +115,7 @@ unsafe fn tile_avx2<B: X86Block32<N>, const N: usize>(
                 unsafe { unpack::<B, N>(&mut panel, v, s, std::array::from_fn(row)) };
             }
         }
-        tile::blocks_of_32::<Of<B, N>>(&panel, first, count, n_rows, columns, n, y);
+        tile::blocks_of_32::<Of<B, N>>(&panel, first, count, n_rows, columns, &mut ready, n, y);
     }
 }
 

@@ -27,7 +27,7 @@ pub(in crate::quant) unsafe fn four_of<const N: usize>(codebook: &[u64; N], inde
 /// The vector itself, with its origin hidden from the optimiser.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn opaque(mut v: __m256i) -> __m256i {
+pub(in crate::quant) fn opaque(mut v: __m256i) -> __m256i {
     // SAFETY: no instruction at all.
     unsafe { asm!("/* {v} */", v = inlateout(ymm_reg) v, options(pure, nomem, nostack, preserves_flags)) };
     v

@@ -12,6 +12,7 @@
 //! in which all of it is exact): all that must fit sixteen bits is one step of the unsigned integers, and a chain of the signed
 //! ones. Words take what is too large for that.
 
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::load32;
@@ -36,11 +37,15 @@ pub(super) trait Form {
     /// Elements that share a scale: 16 or 32.
     const SHARED: usize;
 
+    /// The largest magnitude of the signed integers.
+    const MAGNITUDE: i32 = if Self::TOP > 2 * Self::OFFSET { Self::TOP - Self::OFFSET } else { Self::OFFSET };
+    /// Whether what the offset adds to a chain may be taken off the lower words alone: then sums that are at hand say it all.
+    const WHOLE: bool =
+        Self::CHAIN >= 4 && 2 * 127 * (Self::MAGNITUDE + Self::OFFSET) * Self::CHAIN as i32 <= 32767;
     /// A step has two products per word, activations are in −127..=127: nothing saturates, whatever the weights' bytes are.
     const FITS: () = {
-        let magnitude = if Self::TOP - Self::OFFSET > Self::OFFSET { Self::TOP - Self::OFFSET } else { Self::OFFSET };
         assert!(Self::CHAIN == 0 || 2 * 127 * Self::TOP <= 32767, "a step of unsigned integers");
-        assert!(2 * 127 * magnitude * Self::CHAIN as i32 <= 32767, "a chain of signed integers");
+        assert!(2 * 127 * Self::MAGNITUDE * Self::CHAIN as i32 <= 32767, "a chain of signed integers");
         assert!(4 * Self::CHAIN <= Self::SHARED, "one scale per chain");
     };
 }
@@ -180,7 +185,7 @@ pub(super) fn widened(q: __m256i) -> [__m256i; 2] {
 /// At most 256 elements of a column, made ready for all groups of rows.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
-struct Column {
+pub(super) struct Column {
     /// The activations.
     q: *const u8,
     /// What each chain of words starts with, two words per dword.
@@ -194,10 +199,20 @@ struct Column {
     s: [f32; 8],
 }
 
-impl Column {
-    const NONE: Column =
-        Column { q: std::ptr::null(), starts: [0; 32], wide: [[0; 16]; 16], sums: [0; 16], a: [0.0; 8], s: [0.0; 8] };
+/// Columns that pass by a panel together.
+pub(super) type Ready = [Column; COLUMNS];
 
+/// None yet.
+pub(super) const NONE_READY: Ready = [Column {
+    q: std::ptr::null(),
+    starts: [0; 32],
+    wide: [[0; 16]; 16],
+    sums: [0; 16],
+    a: [0.0; 8],
+    s: [0.0; 8],
+}; COLUMNS];
+
+impl Column {
     /// Takes `x`, a whole number of 32 elements.
     #[inline]
     #[target_feature(enable = "avx2")]
@@ -209,9 +224,18 @@ impl Column {
                 put_words(low, &mut out[0]);
                 put_words(high, &mut out[1]);
             }
-        } else if F::OFFSET != 0 {
+        } else if F::OFFSET != 0 && !F::WHOLE {
             self.start_chains::<F>(x);
         }
+    }
+
+    /// Stores what the next eight chains from `8 · i` start with.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn put_starts(&mut self, i: usize, starts: __m256i) {
+        let out: &mut [i32; 8] = &mut self.starts.as_chunks_mut::<8>().0[i];
+        // SAFETY: eight dwords into an array of eight; the store needs no alignment.
+        unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), starts) };
     }
 
     /// Per chain `−OFFSET` times the sums of what its lower and its upper words will see.
@@ -236,11 +260,7 @@ impl Column {
         let twos = [two(v[0], v[1]), two(v[2], v[3]), two(v[4], v[5]), two(v[6], v[7])];
         let fours = [two(twos[0], twos[1]), two(twos[2], twos[3])];
         let offset = _mm256_set1_epi16(-F::OFFSET as i16);
-        let mut put = |i: usize, sums| {
-            let out: &mut [i32; 8] = &mut self.starts.as_chunks_mut::<8>().0[i];
-            // SAFETY: eight dwords into an array of eight; the store needs no alignment.
-            unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), _mm256_mullo_epi16(sums, offset)) };
-        };
+        let mut put = |i: usize, sums| self.put_starts(i, _mm256_mullo_epi16(sums, offset));
         match F::CHAIN {
             2 => (0..4).for_each(|i| put(i, _mm256_permute4x64_epi64::<0b11_01_10_00>(twos[i]))),
             4 => {
@@ -258,6 +278,16 @@ impl Column {
     }
 }
 
+/// The sum itself, computed before those that come later in the code. Left alone, the optimiser takes one group of rows after the
+/// other, keeps activations for it on the stack and spends more on that than on computing.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn in_turn(mut v: __m256i) -> __m256i {
+    // SAFETY: no instruction at all.
+    unsafe { asm!("/* {v} */", v = inlateout(ymm_reg) v, options(nomem, nostack, preserves_flags)) };
+    v
+}
+
 /// The sums of one chain: two groups of rows with `C` columns, at line `step`.
 ///
 /// # Safety
@@ -266,7 +296,7 @@ impl Column {
 #[target_feature(enable = "avx2")]
 unsafe fn chain<F: Form, const C: usize>(
     w: [*const u8; 2],
-    columns: &[Column; COLUMNS],
+    columns: &Ready,
     step: usize,
 ) -> [[__m256i; 2]; C] {
     let mut sums = [[_mm256_setzero_si256(); 2]; C];
@@ -282,8 +312,8 @@ unsafe fn chain<F: Form, const C: usize>(
             let w1 = _mm256_loadu_si256(w[1].add(32 * s).cast());
             for c in 0..C {
                 let four = _mm256_set1_epi32(columns[c].q.add(4 * s).cast::<i32>().read_unaligned());
-                sums[c][0] = _mm256_add_epi16(sums[c][0], _mm256_maddubs_epi16(w0, four));
-                sums[c][1] = _mm256_add_epi16(sums[c][1], _mm256_maddubs_epi16(w1, four));
+                sums[c][0] = in_turn(_mm256_add_epi16(sums[c][0], _mm256_maddubs_epi16(w0, four)));
+                sums[c][1] = in_turn(_mm256_add_epi16(sums[c][1], _mm256_maddubs_epi16(w1, four)));
             }
         }
     }
@@ -305,8 +335,8 @@ unsafe fn multiply_words<const C: usize>(w: [*const u8; 2], x: [*const u8; C], s
             let w1 = _mm256_loadu_si256(w[1].add(32 * s).cast());
             for c in 0..C {
                 let pair = _mm256_set1_epi32(x[c].add(4 * s).cast::<i32>().read_unaligned());
-                acc[c][0] = _mm256_add_epi32(acc[c][0], _mm256_madd_epi16(w0, pair));
-                acc[c][1] = _mm256_add_epi32(acc[c][1], _mm256_madd_epi16(w1, pair));
+                acc[c][0] = in_turn(_mm256_add_epi32(acc[c][0], _mm256_madd_epi16(w0, pair)));
+                acc[c][1] = in_turn(_mm256_add_epi32(acc[c][1], _mm256_madd_epi16(w1, pair)));
             }
         }
     }
@@ -315,7 +345,7 @@ unsafe fn multiply_words<const C: usize>(w: [*const u8; 2], x: [*const u8; C], s
 
 /// What [`multiply_words`] starts from.
 #[inline(always)]
-fn starts<const C: usize>(columns: &[Column; COLUMNS], start: impl Fn(&Column) -> *const u8) -> [*const u8; C] {
+fn starts<const C: usize>(columns: &Ready, start: impl Fn(&Column) -> *const u8) -> [*const u8; C] {
     let mut starts = [std::ptr::null(); C];
     for c in 0..C {
         starts[c] = start(&columns[c]);
@@ -340,6 +370,15 @@ fn together(left: usize) -> usize {
     if left == 4 { 2 } else { left.min(COLUMNS) }
 }
 
+/// Asks for the lines of the cache that hold these bytes.
+#[inline(always)]
+fn fetch_around(bytes: &[u8]) {
+    for at in (0..bytes.len() + 63).step_by(64) {
+        // SAFETY: a hint; it does not matter whether there is memory.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(bytes.as_ptr().wrapping_add(at).cast()) };
+    }
+}
+
 /// Adds block `b` of every column to its sums.
 #[inline]
 #[target_feature(enable = "avx2")]
@@ -348,42 +387,57 @@ pub(super) fn block_of_256<F: Form>(
     b: usize,
     n_rows: usize,
     columns: &[&[u8]],
+    ready: &mut Ready,
     n: usize,
     y: &mut [[f32; TILE_ROWS]],
 ) {
     const { F::FITS };
     debug_assert!(columns.len() <= TILE_COLUMNS);
-    let mut ready = [Column::NONE; COLUMNS];
     let mut from = 0;
     while from < columns.len() {
         let count = together(columns.len() - from);
-        for (column, ready) in columns[from..from + count].iter().zip(&mut ready) {
+        for (column, ready) in columns[from..from + count].iter().zip(&mut *ready) {
             let row = Q8kRow::new(column, n);
             ready.take::<F>(&row.q[256 * b..256 * b + 256]);
             ready.a[0] = row.d(b);
+            let sixteens = load32(row.sums, 32 * b);
+            let both = _mm256_madd_epi16(sixteens, _mm256_set1_epi16(1));
             if F::MIN {
-                let mut sums = load32(row.sums, 32 * b);
-                if F::SHARED == 32 {
-                    let both = _mm256_madd_epi16(sums, _mm256_set1_epi16(1));
-                    sums = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(both, both));
+                let packed = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(both, both));
+                put_words(if F::SHARED == 32 { packed } else { sixteens }, &mut ready.sums);
+            }
+            if F::OFFSET != 0 && F::WHOLE {
+                let share = _mm256_set1_epi32(-F::OFFSET & 0xffff);
+                if F::CHAIN == 4 {
+                    let [low, high] = [_mm256_castsi256_si128(sixteens), _mm256_extracti128_si256::<1>(sixteens)];
+                    ready.put_starts(0, _mm256_mullo_epi16(_mm256_cvtepi16_epi32(low), share));
+                    ready.put_starts(1, _mm256_mullo_epi16(_mm256_cvtepi16_epi32(high), share));
+                } else {
+                    ready.put_starts(0, _mm256_mullo_epi16(both, share));
                 }
-                put_words(sums, &mut ready.sums);
             }
         }
+        // Those after the next are on their way while these are computed with; the rows are too far apart for the processor to see.
+        for column in columns[from + count..].iter().take(COLUMNS) {
+            fetch_around(&column[256 * b..256 * b + 256]);
+            fetch_around(&column[n + n / 64 + 32 * b..][..32]);
+        }
         for v in (0..n_rows.div_ceil(8)).step_by(2) {
-            for_columns!(count, add_256, F, (panel, v, &ready, &mut y[from..from + count]));
+            for_columns!(count, add_256, F, (panel, v, ready, &mut y[from..from + count]));
         }
         from += count;
     }
 }
 
 /// `y += a · (d · products [− dmin · mins])` for two groups of rows: the canonical order of blocks of 256.
-#[inline]
+///
+/// (Never inlined: the optimiser would move the panel's loads out of the loop over columns, and then all of the panel to the stack.)
+#[inline(never)]
 #[target_feature(enable = "avx2")]
 fn add_256<F: Form, const C: usize>(
     panel: &Panel,
     v: usize,
-    columns: &[Column; COLUMNS],
+    columns: &Ready,
     y: &mut [[f32; TILE_ROWS]],
 ) {
     let w = [panel.w[v].as_ptr().cast(), panel.w[v + 1].as_ptr().cast()];
@@ -435,36 +489,43 @@ pub(super) fn blocks_of_32<F: Form>(
     n_blocks: usize,
     n_rows: usize,
     columns: &[&[u8]],
+    ready: &mut Ready,
     n: usize,
     y: &mut [[f32; TILE_ROWS]],
 ) {
     const { F::FITS };
-    let mut ready = [Column::NONE; COLUMNS];
     let mut from = 0;
     while from < columns.len() {
         let count = together(columns.len() - from);
-        for (column, ready) in columns[from..from + count].iter().zip(&mut ready) {
+        for (column, ready) in columns[from..from + count].iter().zip(&mut *ready) {
             let row = Q8Row::new(column, n);
             ready.take::<F>(&row.q[32 * b..32 * (b + n_blocks)]);
             for s in 0..n_blocks {
-                (ready.a[s], ready.s[s]) = (row.d(b + s), row.sum(b + s) as f32);
+                let sum = row.sum(b + s);
+                (ready.a[s], ready.s[s]) = (row.d(b + s), sum as f32);
+                if F::OFFSET != 0 && F::WHOLE {
+                    ready.starts[s] = (-F::OFFSET * sum) & 0xffff;
+                }
             }
         }
+        for column in columns[from + count..].iter().take(COLUMNS) {
+            fetch_around(&column[32 * b..32 * (b + n_blocks)]);
+        }
         for v in (0..n_rows.div_ceil(8)).step_by(2) {
-            for_columns!(count, add_32, F, (panel, v, n_blocks, &ready, &mut y[from..from + count]));
+            for_columns!(count, add_32, F, (panel, v, n_blocks, ready, &mut y[from..from + count]));
         }
         from += count;
     }
 }
 
-/// `y += a · (d · products [+ m · sum])` for two groups of rows: the canonical order of blocks of 32.
-#[inline]
+/// `y += a · (d · products [+ m · sum])` for two groups of rows: the canonical order of blocks of 32. (Never inlined: see [`add_256`].)
+#[inline(never)]
 #[target_feature(enable = "avx2")]
 fn add_32<F: Form, const C: usize>(
     panel: &Panel,
     v: usize,
     n_blocks: usize,
-    columns: &[Column; COLUMNS],
+    columns: &Ready,
     y: &mut [[f32; TILE_ROWS]],
 ) {
     let w: [*const u8; 2] = [panel.w[v].as_ptr().cast(), panel.w[v + 1].as_ptr().cast()];
