@@ -85,6 +85,7 @@ pub(super) fn unit_bits(words: [u16; 4]) -> u16 {
 #[cfg(target_arch = "x86_64")]
 impl x86::block256::X86Block256<BYTES> for Iq1M {
     const UNIT_FACTOR: f32 = 0.125;
+    const TILE_FROM: usize = 2;
     const TILE_OFFSET: i32 = 9;
     const TILE_CHAIN: usize = 4;
     const WIDE_OFFSET: i32 = 9;
@@ -120,7 +121,9 @@ impl x86::block256::X86Block256<BYTES> for Iq1M {
     #[target_feature(enable = "avx2")]
     unsafe fn integers(block: &[u8; BYTES], q: &mut [i8; 256]) {
         let indices = indices(block);
-        lowered_integers(q, &Repeated::new(shifts(block)), RAISED as i8, |steps, s| eights(steps, &indices, s));
+        lowered_integers(q, &Repeated::new(shifts(block)), RAISED as i8, |steps, s| {
+            eights(steps, &indices, s)
+        });
     }
 
     #[inline]
@@ -167,7 +170,8 @@ const RAISED: i16 = 9;
 fn sums(block: &[u8; BYTES], indices: &Indices, x: &[u8; 256], x_sums: __m256i) -> __m256i {
     let scales = scales(block);
     let groups = Scales::of_groups(scales);
-    let raised = raised_sums(x, Some(Repeated::new(shifts(block))), groups, |steps, s| eights(steps, indices, s));
+    let raised =
+        raised_sums(x, Some(Repeated::new(shifts(block))), groups, |steps, s| eights(steps, indices, s));
     let share = _mm256_madd_epi16(_mm256_mullo_epi16(scales, _mm256_set1_epi16(RAISED)), x_sums);
     _mm256_sub_epi32(raised, share)
 }

@@ -73,6 +73,7 @@ impl Block256<BYTES> for Iq1S {
 #[cfg(target_arch = "x86_64")]
 impl x86::block256::X86Block256<BYTES> for Iq1S {
     const UNIT_FACTOR: f32 = 0.125;
+    const TILE_FROM: usize = 2;
     const TILE_OFFSET: i32 = 9;
     const TILE_CHAIN: usize = 8;
     const WIDE_OFFSET: i32 = 9;

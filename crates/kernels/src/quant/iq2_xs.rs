@@ -16,7 +16,9 @@ use super::grids;
 #[cfg(target_arch = "x86_64")]
 use super::x86::{
     self, avx512 as wide,
-    codebook::{BY_HALVES, Indices, Scales, Signs, Steps, even_signs, in_order, signed_integers, signed_sums},
+    codebook::{
+        BY_HALVES, Indices, Scales, Signs, Steps, even_signs, in_order, signed_integers, signed_sums,
+    },
     lines::{Eights, put_signed, two_lines},
     tile::Lines,
 };
@@ -66,6 +68,7 @@ impl Block256<BYTES> for Iq2Xs {
 #[cfg(target_arch = "x86_64")]
 impl x86::block256::X86Block256<BYTES> for Iq2Xs {
     const UNIT_FACTOR: f32 = 0.125;
+    const TILE_FROM: usize = 2;
     const TILE_OFFSET: i32 = 43;
     const TILE_CHAIN: usize = 2;
     const SHARED: usize = 16;

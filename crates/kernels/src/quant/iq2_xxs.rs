@@ -69,6 +69,7 @@ impl Block256<BYTES> for Iq2Xxs {
 #[cfg(target_arch = "x86_64")]
 impl x86::block256::X86Block256<BYTES> for Iq2Xxs {
     const UNIT_FACTOR: f32 = 0.125;
+    const TILE_FROM: usize = 2;
     const TILE_OFFSET: i32 = 43;
     const TILE_CHAIN: usize = 2;
     const SHARED: usize = 32;
@@ -77,7 +78,8 @@ impl x86::block256::X86Block256<BYTES> for Iq2Xxs {
     #[target_feature(enable = "avx2")]
     unsafe fn sums(block: &[u8; BYTES], x: &[u8; 256], _x_sums: __m256i) -> (__m256i, __m256i) {
         let w = words(block);
-        let sums = signed_sums(x, BY_HALVES, Signs::new(signs(w)), scales(w), |steps, s| eights(steps, block, s));
+        let sums =
+            signed_sums(x, BY_HALVES, Signs::new(signs(w)), scales(w), |steps, s| eights(steps, block, s));
         (sums, _mm256_setzero_si256())
     }
 
@@ -101,7 +103,8 @@ impl x86::block256::X86Block256<BYTES> for Iq2Xxs {
             minus[r] = in_order(signs(words(rows[r])));
         }
         // SAFETY: AVX2 is on; a byte is inside a codebook of 256.
-        let look_up = |e: usize| unsafe { two_lines(&grids::IQ2_XXS, |r| rows[r][2 + 8 * (e / 4) + e % 4].into()) };
+        let look_up =
+            |e: usize| unsafe { two_lines(&grids::IQ2_XXS, |r| rows[r][2 + 8 * (e / 4) + e % 4].into()) };
         put_signed(out, &Eights::new(minus), Self::TILE_OFFSET, look_up);
     }
 

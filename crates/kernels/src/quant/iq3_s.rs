@@ -108,6 +108,7 @@ fn odd_nibbles(bytes: __m128i) -> __m128i {
 
 #[cfg(target_arch = "x86_64")]
 impl x86::block256::X86Block256<BYTES> for Iq3S {
+    const TILE_FROM: usize = 2;
     const TILE_OFFSET: i32 = 15;
     const TILE_CHAIN: usize = 8;
     const SHARED: usize = 32;

@@ -83,6 +83,7 @@ fn unsigned(block: &[u8; BYTES], s: usize) -> __m256i {
 #[cfg(target_arch = "x86_64")]
 impl x86::block256::X86Block256<BYTES> for Iq3Xxs {
     const UNIT_FACTOR: f32 = 0.25;
+    const TILE_FROM: usize = 2;
     const TILE_OFFSET: i32 = 62;
     const TILE_CHAIN: usize = 2;
     const SHARED: usize = 32;

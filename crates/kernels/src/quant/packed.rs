@@ -116,6 +116,7 @@ impl<S: Source<N>, const N: usize> X86Block256<BYTES> for Codes<S, N> {
     const OFFSET: i32 = S::RAISE as i32;
     const UNIT_AT: usize = UNIT_AT;
     const UNIT_FACTOR: f32 = 0.125;
+    const TILE_FROM: usize = S::TILE_FROM;
     const TILE_CHAIN: usize = S::TILE_CHAIN;
     const SHARED: usize = S::SHARED;
 

@@ -178,8 +178,12 @@ fn tiles_equal_scalar() {
             ] {
                 let n = n_blocks * f.block_elements.max(16);
                 let w: Vec<u8> = (0..n_rows).flat_map(|r| random_row(f, n, r as u64 + 7)).collect();
-                let x: Vec<_> =
-                    (0..n_columns).map(|c| quantized(f.activation, &floats(n, 30 + c, 2.0))).collect();
+                // Every other column is at the extremes: ±127 throughout.
+                let column = |c: u64| {
+                    let x = floats(n, 30 + c, 2.0);
+                    if c.is_multiple_of(2) { x } else { x.iter().map(|x| x.signum()).collect() }
+                };
+                let x: Vec<_> = (0..n_columns).map(|c| quantized(f.activation, &column(c))).collect();
                 let columns: Vec<&[u8]> = x.iter().map(Vec::as_slice).collect();
                 let mut y = vec![[f32::NAN; TILE_ROWS]; columns.len()];
                 // SAFETY: the instruction set is supported; lengths are those of rows.
@@ -346,48 +350,5 @@ fn encoding_then_decoding_is_close() {
         for (x, y) in x.iter().zip(decoded(f, &row)) {
             assert!((x - y).abs() <= bound, "{}: {x} became {y}", f.name);
         }
-    }
-}
-
-/// Tiles at 4, 16 and 128 columns, and rows, in 10^9 products per second of one thread:
-/// `cargo test --release -p slotbank-kernels tile_speed -- --ignored --nocapture`; formats to take in `SPEED_OF`.
-#[test]
-#[ignore = "a measurement"]
-fn tile_speed() {
-    const COLUMNS: [usize; 4] = [1, 4, 16, 128];
-    let (n, n_rows) = (6144, 2 * TILE_ROWS);
-    let chosen = std::env::var("SPEED_OF").unwrap_or_default();
-    let is_chosen = |f: &Format| chosen.is_empty() || chosen.split(',').any(|name| name == f.name);
-    for f in FORMATS.iter().filter(|f| f.block_elements > 1 && is_chosen(f)) {
-        let kernels = simd(f).remove(0).1;
-        let w = random_row(f, n * n_rows, 3);
-        let x: Vec<_> = (0..128).map(|c| quantized(f.activation, &floats(n, c + 3, 2.0))).collect();
-        let columns: Vec<&[u8]> = x.iter().map(Vec::as_slice).collect();
-        let mut y = vec![[0.0; TILE_ROWS]; 128];
-        let mut rates = [const { Vec::new() }; 4];
-        // Rounds of about a millisecond, so that most are not interrupted.
-        for _ in 0..41 {
-            for (columns, rates) in COLUMNS.map(|n| &columns[..n]).into_iter().zip(&mut rates) {
-                let since = std::time::Instant::now();
-                let repeats = 1 + 16 / columns.len();
-                for w in std::iter::repeat_n(w.chunks(w.len() / 2), repeats).flatten() {
-                    // SAFETY: the instruction set is supported; lengths are those of rows.
-                    unsafe {
-                        match kernels.tile {
-                            Some((tile, _)) if columns.len() > 1 => tile(w, TILE_ROWS, columns, n, &mut y),
-                            _ => columns.iter().zip(&mut y).for_each(|(x, y)| (kernels.rows)(w, x, n, y)),
-                        }
-                    }
-                    std::hint::black_box(&mut y);
-                }
-                let products = n * n_rows * repeats * columns.len();
-                rates.push(products as f64 / since.elapsed().as_nanos() as f64);
-            }
-        }
-        let [rows, few, some, many] = rates.map(|mut rates| {
-            rates.sort_by(f64::total_cmp);
-            format!("{:6.1} ({:6.1})", rates[rates.len() - 1], rates[rates.len() / 2])
-        });
-        println!("{:8} best (median): rows {rows}, 4 columns {few}, 16 {some}, 128 {many}", f.name);
     }
 }

@@ -18,8 +18,8 @@ pub(in crate::quant) trait X86Block256<const N: usize>: Block256<N> {
     const UNIT_AT: usize = 0;
     /// What the half is multiplied with to give the unit; a power of two.
     const UNIT_FACTOR: f32 = 1.0;
-    /// From how many activation rows on a tile is faster than rows.
-    const TILE_FROM: usize = 4;
+    /// From how many activation rows on an AVX2 tile is faster than rows.
+    const TILE_FROM: usize = 3;
     /// What [`X86Block256::lines`] adds to the integers to make them unsigned; 0 where the tile works on words.
     const TILE_OFFSET: i32 = Self::OFFSET;
     /// The largest integer with that offset.
@@ -185,9 +185,12 @@ pub(in crate::quant) const fn avx2<B: X86Block256<N>, const N: usize>() -> Kerne
     Kernels { rows: rows_avx2::<B, N>, tile: Some((tile_avx2::<B, N>, B::TILE_FROM)) }
 }
 
+/// From how many activation rows on an AVX-512 tile is taken (a guess: nobody has timed it).
+const TILE_FROM_AVX512: usize = 4;
+
 /// The AVX-512 kernels.
 pub(in crate::quant) const fn avx512<B: X86Block256<N>, const N: usize>() -> Kernels {
-    Kernels { rows: rows_avx512::<B, N>, tile: Some((tile_avx512::<B, N>, B::TILE_FROM)) }
+    Kernels { rows: rows_avx512::<B, N>, tile: Some((tile_avx512::<B, N>, TILE_FROM_AVX512)) }
 }
 
 macro_rules! rows {
@@ -362,6 +365,8 @@ unsafe fn unpack<B: X86Block256<N>, const N: usize>(panel: &mut Panel, v: usize,
     let mut mins = scales;
     let (mut d, mut m) = ([0; 8], [0; 8]);
     for r in 0..8 {
+        // The next block of this row.
+        fetch(rows[r], N);
         // SAFETY: AVX2 is on.
         (scales[r], mins[r]) = unsafe { B::scale_words(rows[r]) };
         let halves = B::halves(rows[r]);
@@ -383,7 +388,7 @@ unsafe fn unpack<B: X86Block256<N>, const N: usize>(panel: &mut Panel, v: usize,
         for r in 0..8 {
             // SAFETY: AVX2 is on.
             let [a, b] = tile::widened(unsafe { B::raised(rows[r], s) });
-            let order = |group: usize| _mm256_set1_epi16((2 * group as i16 + 1) << 8 | 2 * group as i16);
+            let order = |group: usize| _mm256_set1_epi16(2 * group as i16 * 0x0101 + 0x0100);
             let both = if s < 4 {
                 _mm256_permute2x128_si256::<0x00>(scales[r], scales[r])
             } else {

@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 use std::marker::PhantomData;
 
 use super::tile::{self, Form, Panel};
-use super::{four_units, rows32, tile512};
+use super::{fetch, four_units, rows32, tile512};
 use crate::quant::block32::Block32;
 use crate::{Kernels, TILE_ROWS};
 
@@ -14,7 +14,7 @@ pub(in crate::quant) trait X86Block32<const N: usize>: Block32<N> {
     const OFFSET: i32;
     /// Whether two unsigned products may exceed sixteen bits; AVX2 then multiplies signed.
     const WIDE: bool = false;
-    /// From how many activation rows on a tile is faster than rows.
+    /// From how many activation rows on an AVX2 tile is faster than rows.
     const TILE_FROM: usize = 4;
     /// The largest integer with its offset.
     const TILE_TOP: i32;
@@ -75,9 +75,12 @@ pub(in crate::quant) const fn avx2<B: X86Block32<N>, const N: usize>() -> Kernel
     Kernels { rows: rows32::rows_avx2::<B, N>, tile: Some((tile_avx2::<B, N>, B::TILE_FROM)) }
 }
 
+/// From how many activation rows on an AVX-512 tile is taken (a guess: nobody has timed it).
+const TILE_FROM_AVX512: usize = 4;
+
 /// The AVX-512 kernels.
 pub(in crate::quant) const fn avx512<B: X86Block32<N>, const N: usize>() -> Kernels {
-    Kernels { rows: rows32::rows_avx512::<B, N>, tile: Some((tile_avx512::<B, N>, B::TILE_FROM)) }
+    Kernels { rows: rows32::rows_avx512::<B, N>, tile: Some((tile_avx512::<B, N>, TILE_FROM_AVX512)) }
 }
 
 /// What a tile must know of `B`.
@@ -107,6 +110,10 @@ unsafe fn tile_avx2<B: X86Block32<N>, const N: usize>(
     let (mut panel, mut ready) = (Panel::new(), tile::NONE_READY);
     for first in (0..n_blocks).step_by(8) {
         let count = 8.min(n_blocks - first);
+        for row in blocks.chunks_exact(n_blocks) {
+            // The next eight blocks of this row.
+            fetch(row[first..first + count].as_flattened(), count * N);
+        }
         for v in 0..n_rows.div_ceil(8) {
             for s in 0..count {
                 // Rows past the end are the last one again.

@@ -20,13 +20,13 @@ impl Eights {
         for i in 0..2 {
             let (low, high) = (words(pairs[0][i], pairs[1][i]), words(pairs[2][i], pairs[3][i]));
             for j in 0..2 {
-                let dwords =
-                    [_mm256_unpacklo_epi32(low[j], high[j]), _mm256_unpackhi_epi32(low[j], high[j])];
+                let dwords = [_mm256_unpacklo_epi32(low[j], high[j]), _mm256_unpackhi_epi32(low[j], high[j])];
                 for (k, v) in dwords.into_iter().enumerate() {
                     let at = 8 * i + 4 * j + 2 * k;
                     let halves = [_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v)];
                     for (half, at) in halves.into_iter().zip([at, at + 16]) {
-                        let out: &mut [u8; 16] = eights.0[at..at + 2].as_flattened_mut().first_chunk_mut().expect("two");
+                        let out: &mut [u8; 16] =
+                            eights.0[at..at + 2].as_flattened_mut().first_chunk_mut().expect("two");
                         // SAFETY: sixteen bytes into an array of sixteen; the store needs no alignment.
                         unsafe { _mm_storeu_si128(out.as_mut_ptr().cast(), half) };
                     }
@@ -42,7 +42,8 @@ impl Eights {
     fn of(&self, e: usize) -> __m256i {
         let four = |r: i64| r * 0x0101_0101;
         let (low, high) = (four(1) << 32, four(3) << 32 | four(2));
-        let to = _mm256_setr_epi64x(low, high, low + (four(4) << 32 | four(4)), high + (four(4) << 32 | four(4)));
+        let to =
+            _mm256_setr_epi64x(low, high, low + (four(4) << 32 | four(4)), high + (four(4) << 32 | four(4)));
         _mm256_shuffle_epi8(_mm256_set1_epi64x(i64::from_le_bytes(self.0[e])), to)
     }
 }

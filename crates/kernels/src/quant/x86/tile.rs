@@ -118,7 +118,10 @@ impl Panel {
             if F::SHARED == 16 {
                 put_words(lines[i], &mut self.mins[v][i]);
             } else if i < 4 {
-                put_words(_mm256_blend_epi16::<0b1010_1010>(lines[2 * i], lines[2 * i + 1]), &mut self.mins[v][i]);
+                put_words(
+                    _mm256_blend_epi16::<0b1010_1010>(lines[2 * i], lines[2 * i + 1]),
+                    &mut self.mins[v][i],
+                );
             }
         }
     }
@@ -320,23 +323,29 @@ unsafe fn chain<F: Form, const C: usize>(
     sums
 }
 
-/// Sums of products of words, `steps` lines of two groups with pairs of words of `C` columns.
+/// Sums of products of words, `steps` lines (in fours) of two groups with pairs of words of `C` columns.
 ///
 /// # Safety
 /// AVX2; there are so many lines and words.
 #[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn multiply_words<const C: usize>(w: [*const u8; 2], x: [*const u8; C], steps: usize) -> [[__m256i; 2]; C] {
+unsafe fn multiply_words<const C: usize>(
+    w: [*const u8; 2],
+    x: [*const u8; C],
+    steps: usize,
+) -> [[__m256i; 2]; C] {
     let mut acc = [[_mm256_setzero_si256(); 2]; C];
-    for s in 0..steps {
-        // SAFETY: as promised; no load needs alignment.
-        unsafe {
-            let w0 = _mm256_loadu_si256(w[0].add(32 * s).cast());
-            let w1 = _mm256_loadu_si256(w[1].add(32 * s).cast());
-            for c in 0..C {
-                let pair = _mm256_set1_epi32(x[c].add(4 * s).cast::<i32>().read_unaligned());
-                acc[c][0] = in_turn(_mm256_add_epi32(acc[c][0], _mm256_madd_epi16(w0, pair)));
-                acc[c][1] = in_turn(_mm256_add_epi32(acc[c][1], _mm256_madd_epi16(w1, pair)));
+    for four in (0..steps).step_by(4) {
+        for s in four..four + 4 {
+            // SAFETY: as promised; no load needs alignment.
+            unsafe {
+                let w0 = _mm256_loadu_si256(w[0].add(32 * s).cast());
+                let w1 = _mm256_loadu_si256(w[1].add(32 * s).cast());
+                for c in 0..C {
+                    let pair = _mm256_set1_epi32(x[c].add(4 * s).cast::<i32>().read_unaligned());
+                    acc[c][0] = in_turn(_mm256_add_epi32(acc[c][0], _mm256_madd_epi16(w0, pair)));
+                    acc[c][1] = in_turn(_mm256_add_epi32(acc[c][1], _mm256_madd_epi16(w1, pair)));
+                }
             }
         }
     }
@@ -409,7 +418,8 @@ pub(super) fn block_of_256<F: Form>(
             if F::OFFSET != 0 && F::WHOLE {
                 let share = _mm256_set1_epi32(-F::OFFSET & 0xffff);
                 if F::CHAIN == 4 {
-                    let [low, high] = [_mm256_castsi256_si128(sixteens), _mm256_extracti128_si256::<1>(sixteens)];
+                    let [low, high] =
+                        [_mm256_castsi256_si128(sixteens), _mm256_extracti128_si256::<1>(sixteens)];
                     ready.put_starts(0, _mm256_mullo_epi16(_mm256_cvtepi16_epi32(low), share));
                     ready.put_starts(1, _mm256_mullo_epi16(_mm256_cvtepi16_epi32(high), share));
                 } else {
@@ -434,23 +444,18 @@ pub(super) fn block_of_256<F: Form>(
 /// (Never inlined: the optimiser would move the panel's loads out of the loop over columns, and then all of the panel to the stack.)
 #[inline(never)]
 #[target_feature(enable = "avx2")]
-fn add_256<F: Form, const C: usize>(
-    panel: &Panel,
-    v: usize,
-    columns: &Ready,
-    y: &mut [[f32; TILE_ROWS]],
-) {
+fn add_256<F: Form, const C: usize>(panel: &Panel, v: usize, columns: &Ready, y: &mut [[f32; TILE_ROWS]]) {
     let w = [panel.w[v].as_ptr().cast(), panel.w[v + 1].as_ptr().cast()];
     let mut products = [[_mm256_setzero_si256(); 2]; C];
     if F::CHAIN == 0 {
         // SAFETY: AVX2 is on; 128 lines and pairs of words.
         products = unsafe { multiply_words(w, starts(columns, |column| column.wide.as_ptr().cast()), 128) };
     } else {
-        for at in 0..64 / F::CHAIN {
+        for step in (0..64).step_by(F::CHAIN) {
             // SAFETY: AVX2 is on; 64 lines, 256 activations and a start per chain.
-            let sums = unsafe { chain::<F, C>(w, columns, at * F::CHAIN) };
+            let sums = unsafe { chain::<F, C>(w, columns, step) };
             for g in 0..2 {
-                let scale: &[i16; 16] = &panel.scales[v + g][at * F::CHAIN * 4 / F::SHARED];
+                let scale: &[i16; 16] = &panel.scales[v + g][4 * step / F::SHARED];
                 // SAFETY: sixteen readable words; the load needs no alignment.
                 let scale = unsafe { _mm256_loadu_si256(scale.as_ptr().cast()) };
                 for c in 0..C {
@@ -483,6 +488,7 @@ fn add_256<F: Form, const C: usize>(
 /// Adds `n_blocks` (at most eight) blocks of 32 from block `b` of every column to its sums.
 #[inline]
 #[target_feature(enable = "avx2")]
+#[expect(clippy::too_many_arguments, reason = "a panel and its place, columns and theirs")]
 pub(super) fn blocks_of_32<F: Form>(
     panel: &Panel,
     b: usize,
@@ -543,12 +549,13 @@ fn add_32<F: Form, const C: usize>(
                 multiply_words(w, starts(columns, |column| column.wide[2 * s..].as_ptr().cast()), 16)
             };
         } else {
-            for at in 0..8 / F::CHAIN {
+            for step in (8 * s..8 * s + 8).step_by(F::CHAIN) {
                 // SAFETY: AVX2 is on; eight of the lines and activations of so many blocks.
-                let sums = unsafe { chain::<F, C>(w, columns, 8 * s + at * F::CHAIN) };
+                let sums = unsafe { chain::<F, C>(w, columns, step) };
                 for c in 0..C {
                     for g in 0..2 {
-                        products[c][g] = _mm256_add_epi32(products[c][g], _mm256_madd_epi16(sums[c][g], ones));
+                        products[c][g] =
+                            _mm256_add_epi32(products[c][g], _mm256_madd_epi16(sums[c][g], ones));
                     }
                 }
             }
