@@ -323,7 +323,7 @@ unsafe fn chain<F: Form, const C: usize>(
     sums
 }
 
-/// Sums of products of words, `steps` lines (in fours) of two groups with pairs of words of `C` columns.
+/// Sums of products of words, `steps` lines of two groups with pairs of words of `C` columns.
 ///
 /// # Safety
 /// AVX2; there are so many lines and words.
@@ -335,17 +335,15 @@ unsafe fn multiply_words<const C: usize>(
     steps: usize,
 ) -> [[__m256i; 2]; C] {
     let mut acc = [[_mm256_setzero_si256(); 2]; C];
-    for four in (0..steps).step_by(4) {
-        for s in four..four + 4 {
-            // SAFETY: as promised; no load needs alignment.
-            unsafe {
-                let w0 = _mm256_loadu_si256(w[0].add(32 * s).cast());
-                let w1 = _mm256_loadu_si256(w[1].add(32 * s).cast());
-                for c in 0..C {
-                    let pair = _mm256_set1_epi32(x[c].add(4 * s).cast::<i32>().read_unaligned());
-                    acc[c][0] = in_turn(_mm256_add_epi32(acc[c][0], _mm256_madd_epi16(w0, pair)));
-                    acc[c][1] = in_turn(_mm256_add_epi32(acc[c][1], _mm256_madd_epi16(w1, pair)));
-                }
+    for s in 0..steps {
+        // SAFETY: as promised; no load needs alignment.
+        unsafe {
+            let w0 = _mm256_loadu_si256(w[0].add(32 * s).cast());
+            let w1 = _mm256_loadu_si256(w[1].add(32 * s).cast());
+            for c in 0..C {
+                let pair = _mm256_set1_epi32(x[c].add(4 * s).cast::<i32>().read_unaligned());
+                acc[c][0] = in_turn(_mm256_add_epi32(acc[c][0], _mm256_madd_epi16(w0, pair)));
+                acc[c][1] = in_turn(_mm256_add_epi32(acc[c][1], _mm256_madd_epi16(w1, pair)));
             }
         }
     }
