@@ -67,7 +67,6 @@ impl Block256<BYTES> for Iq4Xs {
 
 #[cfg(target_arch = "x86_64")]
 impl x86::block256::X86Block256<BYTES> for Iq4Xs {
-    const TILE_FROM: usize = 4;
     const TILE_CHAIN: usize = 0; // the levels span −127..=113
     const SHARED: usize = 32;
 

@@ -20,11 +20,11 @@ pub(in crate::quant) trait X86Block256<const N: usize>: Block256<N> {
     const UNIT_FACTOR: f32 = 1.0;
     /// From how many activation rows on an AVX2 tile is faster than rows.
     const TILE_FROM: usize = 3;
-    /// What [`X86Block256::lines`] adds to the integers to make them unsigned; 0 where the tile works on words.
+    /// What [`X86Block256::lines`] adds to the integers to make them unsigned; 0 where they stay signed.
     const TILE_OFFSET: i32 = Self::OFFSET;
     /// The largest integer with that offset.
     const TILE_TOP: i32 = 2 * Self::TILE_OFFSET;
-    /// Steps of four elements whose products are added in sixteen bits, see [`Form`]. With 0 the tile works on words instead.
+    /// Steps of four elements whose products are added in sixteen bits, see [`Form`]. With 0 they stay signed.
     const TILE_CHAIN: usize;
     /// What [`X86Block256::wide`] adds to the integers.
     const WIDE_OFFSET: i32 = Self::OFFSET;
@@ -377,29 +377,9 @@ unsafe fn unpack<B: X86Block256<N>, const N: usize>(panel: &mut Panel, v: usize,
         tile::put_units(&m, B::UNIT_FACTOR, &mut panel.m[0].as_chunks_mut().0[v]);
         panel.fill_mins::<Of<B, N>>(v, mins);
     }
-    if B::TILE_CHAIN > 0 {
-        panel.fill_scales::<Of<B, N>>(v, scales);
-        // SAFETY: AVX2 is on.
-        unsafe { B::lines(rows, panel.bytes(v)) };
-        return;
-    }
-    for s in 0..8 {
-        let (mut low, mut high) = (scales, scales);
-        for r in 0..8 {
-            // SAFETY: AVX2 is on.
-            let [a, b] = tile::widened(unsafe { B::raised(rows[r], s) });
-            let order = |group: usize| _mm256_set1_epi16(2 * group as i16 * 0x0101 + 0x0100);
-            let both = if s < 4 {
-                _mm256_permute2x128_si256::<0x00>(scales[r], scales[r])
-            } else {
-                _mm256_permute2x128_si256::<0x11>(scales[r], scales[r])
-            };
-            low[r] = _mm256_mullo_epi16(a, _mm256_shuffle_epi8(both, order(2 * s % 8)));
-            high[r] = _mm256_mullo_epi16(b, _mm256_shuffle_epi8(both, order(2 * s % 8 + 1)));
-        }
-        panel.fill_words(v, 2 * s, low);
-        panel.fill_words(v, 2 * s + 1, high);
-    }
+    panel.fill_scales::<Of<B, N>>(v, scales);
+    // SAFETY: AVX2 is on.
+    unsafe { B::lines(rows, panel.lines(v)) };
 }
 
 /// # Safety

@@ -18,7 +18,7 @@ pub(in crate::quant) trait X86Block32<const N: usize>: Block32<N> {
     const TILE_FROM: usize = 4;
     /// The largest integer with its offset.
     const TILE_TOP: i32;
-    /// Steps of four elements whose products are added in sixteen bits, see [`Form`]. With 0 the tile works on words instead.
+    /// Steps of four elements whose products are added in sixteen bits, see [`Form`]. With 0 they stay signed.
     const TILE_CHAIN: usize;
 
     /// The integers plus the offset, as unsigned bytes.
@@ -137,7 +137,7 @@ unsafe fn unpack<B: X86Block32<N>, const N: usize>(
 ) {
     let [a, b, c, d, e, f, g, h] = rows;
     // SAFETY: this function has their features; four floats into halves of eight.
-    let q = unsafe {
+    let mut q = unsafe {
         for (half, four) in [[a, b, c, d], [e, f, g, h]].into_iter().enumerate() {
             let (d, m) = B::units(four);
             _mm_storeu_ps(panel.d[s].as_chunks_mut::<4>().0[2 * v + half].as_mut_ptr(), d);
@@ -145,16 +145,12 @@ unsafe fn unpack<B: X86Block32<N>, const N: usize>(
         }
         [B::load(a), B::load(b), B::load(c), B::load(d), B::load(e), B::load(f), B::load(g), B::load(h)]
     };
-    if B::TILE_CHAIN > 0 {
-        tile::put_lines(tile::transposed(q), &mut panel.bytes(v).as_chunks_mut::<8>().0[s]);
-        return;
+    if B::TILE_CHAIN == 0 {
+        for q in &mut q {
+            *q = _mm256_sub_epi8(*q, _mm256_set1_epi8(B::OFFSET as u8 as i8));
+        }
     }
-    let (mut low, mut high) = (q, q);
-    for r in 0..8 {
-        [low[r], high[r]] = tile::widened(_mm256_sub_epi8(q[r], _mm256_set1_epi8(B::OFFSET as u8 as i8)));
-    }
-    panel.fill_words(v, 2 * s, low);
-    panel.fill_words(v, 2 * s + 1, high);
+    tile::put_lines(tile::transposed(q), &mut panel.lines(v).as_chunks_mut::<8>().0[s]);
 }
 
 /// # Safety

@@ -2,15 +2,14 @@
 //! no sum across lanes is ever needed. A panel is small enough to stay in the first-level cache while all columns pass by.
 //!
 //! ```text
-//! bytes: | k 0..4 of row 0 | k 0..4 of row 1 | … row 7 | k 4..8 of row 0 | …     u8, made unsigned by an offset
-//! words: | k 0,1 of row 0 | k 0,1 of row 1 | … row 7 | k 2,3 of row 0 | …        i16, scale and all
+//! | k 0..4 of row 0 | k 0..4 of row 1 | … row 7 | k 4..8 of row 0 | …
 //! ```
-//! Thirty-two bytes of these are a *line*, and meet four bytes (or two words) of a column: a *step*.
+//! Thirty-two bytes of these are a *line*, and meet four bytes of a column: a *step*.
 //!
-//! Bytes are the faster form: products of small integers are added in sixteen bits, a *chain* of steps, and only then widened, with
-//! their scale. What the offset adds to a chain depends on the activations alone, so a chain starts with that taken off (modulo 2^16,
-//! in which all of it is exact): all that must fit sixteen bits is one step of the unsigned integers, and a chain of the signed
-//! ones. Words take what is too large for that.
+//! Most integers are made unsigned by an offset; their products are added in sixteen bits, a *chain* of steps, and only then widened,
+//! with their scale. What the offset adds to a chain depends on the activations alone, so a chain starts with that taken off (modulo
+//! 2^16, in which all of it is exact): all that must fit sixteen bits is one step of the unsigned integers, and a chain of the signed
+//! ones. What is too large for that stays signed, gives its signs to the activations and is widened after every step.
 
 use std::arch::asm;
 use std::arch::x86_64::*;
@@ -26,7 +25,7 @@ const COLUMNS: usize = 3;
 
 /// What a tile must know of a format.
 pub(super) trait Form {
-    /// Steps of a chain: 1, 2, 4 or 8, and no more elements than share a scale. 0: words.
+    /// Steps of a chain: 1, 2, 4 or 8, and no more elements than share a scale. 0: signed integers.
     const CHAIN: usize;
     /// What makes the integers unsigned.
     const OFFSET: i32;
@@ -44,20 +43,21 @@ pub(super) trait Form {
         Self::CHAIN >= 4 && 2 * 127 * (Self::MAGNITUDE + Self::OFFSET) * Self::CHAIN as i32 <= 32767;
     /// A step has two products per word, activations are in −127..=127: nothing saturates, whatever the weights' bytes are.
     const FITS: () = {
-        assert!(Self::CHAIN == 0 || 2 * 127 * Self::TOP <= 32767, "a step of unsigned integers");
+        let top = if Self::CHAIN == 0 { 128 } else { Self::TOP };
+        assert!(2 * 127 * top <= 32767, "a step of unsigned integers, or of magnitudes");
         assert!(2 * 127 * Self::MAGNITUDE * Self::CHAIN as i32 <= 32767, "a chain of signed integers");
         assert!(4 * Self::CHAIN <= Self::SHARED, "one scale per chain");
     };
 }
 
-/// The bytes of eight rows in 64 lines, or in 128 their words.
+/// Lines of eight rows: 64 for 256 elements.
 pub(in crate::quant) type Lines<const L: usize> = [[u8; 32]; L];
 
 /// 256 elements of 32 rows, unpacked.
 #[repr(align(64))]
 pub(super) struct Panel {
-    /// Words, or bytes in the first half.
-    w: [Lines<128>; GROUPS],
+    /// The integers.
+    w: [Lines<64>; GROUPS],
     /// A line of scales per group of 16 (or of 32, if so many share one), each scale twice: what pairs of sums are widened with.
     scales: [[[i16; 16]; 16]; GROUPS],
     /// Lines of minima of two neighbouring groups of 16 (or of 32).
@@ -71,7 +71,7 @@ pub(super) struct Panel {
 impl Panel {
     pub(super) fn new() -> Panel {
         Panel {
-            w: [[[0; 32]; 128]; GROUPS],
+            w: [[[0; 32]; 64]; GROUPS],
             scales: [[[0; 16]; 16]; GROUPS],
             mins: [[[0; 16]; 8]; GROUPS],
             d: [[0.0; TILE_ROWS]; 8],
@@ -79,16 +79,9 @@ impl Panel {
         }
     }
 
-    /// Where the bytes of group `v` go.
-    pub(super) fn bytes(&mut self, v: usize) -> &mut Lines<64> {
-        self.w[v].first_chunk_mut().expect("half of the lines")
-    }
-
-    /// Sixteen words each of eight rows, the `k`-th of group `v`.
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    pub(super) fn fill_words(&mut self, v: usize, k: usize, rows: [__m256i; 8]) {
-        put_lines(transposed(rows), &mut self.w[v].as_chunks_mut::<8>().0[k]);
+    /// Where the integers of group `v` go.
+    pub(super) fn lines(&mut self, v: usize) -> &mut Lines<64> {
+        &mut self.w[v]
     }
 
     /// The scales of eight rows, two per dword.
@@ -177,14 +170,6 @@ pub(in crate::quant) fn transposed(r: [__m256i; 8]) -> [__m256i; 8] {
     ]
 }
 
-/// Signed bytes as words.
-#[inline]
-#[target_feature(enable = "avx2")]
-pub(super) fn widened(q: __m256i) -> [__m256i; 2] {
-    let (low, high) = (_mm256_castsi256_si128(q), _mm256_extracti128_si256::<1>(q));
-    [_mm256_cvtepi8_epi16(low), _mm256_cvtepi8_epi16(high)]
-}
-
 /// At most 256 elements of a column, made ready for all groups of rows.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
@@ -193,8 +178,6 @@ pub(super) struct Column {
     q: *const u8,
     /// What each chain of words starts with, two words per dword.
     starts: [i32; 32],
-    /// The activations as words.
-    wide: [[i16; 16]; 16],
     /// Sums of sixteen activations, or eight of 32: those that share a minimum.
     sums: [i16; 16],
     /// Scales and sums: of the block of 256, or of its eight blocks of 32.
@@ -206,14 +189,8 @@ pub(super) struct Column {
 pub(super) type Ready = [Column; COLUMNS];
 
 /// None yet.
-pub(super) const NONE_READY: Ready = [Column {
-    q: std::ptr::null(),
-    starts: [0; 32],
-    wide: [[0; 16]; 16],
-    sums: [0; 16],
-    a: [0.0; 8],
-    s: [0.0; 8],
-}; COLUMNS];
+pub(super) const NONE_READY: Ready =
+    [Column { q: std::ptr::null(), starts: [0; 32], sums: [0; 16], a: [0.0; 8], s: [0.0; 8] }; COLUMNS];
 
 impl Column {
     /// Takes `x`, a whole number of 32 elements.
@@ -221,13 +198,7 @@ impl Column {
     #[target_feature(enable = "avx2")]
     fn take<F: Form>(&mut self, x: &[u8]) {
         self.q = x.as_ptr();
-        if F::CHAIN == 0 {
-            for (s, out) in self.wide.as_chunks_mut::<2>().0[..x.len() / 32].iter_mut().enumerate() {
-                let [low, high] = widened(load32(x, 32 * s));
-                put_words(low, &mut out[0]);
-                put_words(high, &mut out[1]);
-            }
-        } else if F::OFFSET != 0 && !F::WHOLE {
+        if F::CHAIN != 0 && F::OFFSET != 0 && !F::WHOLE {
             self.start_chains::<F>(x);
         }
     }
@@ -321,6 +292,39 @@ unsafe fn chain<F: Form, const C: usize>(
         }
     }
     sums
+}
+
+/// Adds the products of signed integers, each step widened with `scale`: so many steps from line `step`, two groups of rows with `C`
+/// columns.
+///
+/// # Safety
+/// AVX2; there are so many lines and activations.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn add_signed<const C: usize>(
+    acc: &mut [[__m256i; 2]; C],
+    w: [*const u8; 2],
+    columns: &Ready,
+    step: usize,
+    steps: usize,
+    scale: [__m256i; 2],
+) {
+    for s in step..step + steps {
+        // SAFETY: as promised; no load needs alignment.
+        unsafe {
+            let w0 = _mm256_loadu_si256(w[0].add(32 * s).cast());
+            let w1 = _mm256_loadu_si256(w[1].add(32 * s).cast());
+            let (m0, m1) = (_mm256_abs_epi8(w0), _mm256_abs_epi8(w1));
+            for c in 0..C {
+                let four = _mm256_set1_epi32(columns[c].q.add(4 * s).cast::<i32>().read_unaligned());
+                // Activations are never −128; weights may be, and their magnitude is then an unsigned 128.
+                let p0 = _mm256_maddubs_epi16(m0, _mm256_sign_epi8(four, w0));
+                acc[c][0] = in_turn(_mm256_add_epi32(acc[c][0], _mm256_madd_epi16(p0, scale[0])));
+                let p1 = _mm256_maddubs_epi16(m1, _mm256_sign_epi8(four, w1));
+                acc[c][1] = in_turn(_mm256_add_epi32(acc[c][1], _mm256_madd_epi16(p1, scale[1])));
+            }
+        }
+    }
 }
 
 /// Sums of products of words, `steps` lines of two groups with pairs of words of `C` columns.
@@ -445,20 +449,23 @@ pub(super) fn block_of_256<F: Form>(
 fn add_256<F: Form, const C: usize>(panel: &Panel, v: usize, columns: &Ready, y: &mut [[f32; TILE_ROWS]]) {
     let w = [panel.w[v].as_ptr().cast(), panel.w[v + 1].as_ptr().cast()];
     let mut products = [[_mm256_setzero_si256(); 2]; C];
-    if F::CHAIN == 0 {
-        // SAFETY: AVX2 is on; 128 lines and pairs of words.
-        products = unsafe { multiply_words(w, starts(columns, |column| column.wide.as_ptr().cast()), 128) };
-    } else {
-        for step in (0..64).step_by(F::CHAIN) {
-            // SAFETY: AVX2 is on; 64 lines, 256 activations and a start per chain.
-            let sums = unsafe { chain::<F, C>(w, columns, step) };
-            for g in 0..2 {
-                let scale: &[i16; 16] = &panel.scales[v + g][4 * step / F::SHARED];
-                // SAFETY: sixteen readable words; the load needs no alignment.
-                let scale = unsafe { _mm256_loadu_si256(scale.as_ptr().cast()) };
-                for c in 0..C {
-                    products[c][g] = _mm256_add_epi32(products[c][g], _mm256_madd_epi16(sums[c][g], scale));
-                }
+    for step in (0..64).step_by(if F::CHAIN == 0 { F::SHARED / 4 } else { F::CHAIN }) {
+        let scale = |g: usize| {
+            let scale: &[i16; 16] = &panel.scales[v + g][4 * step / F::SHARED];
+            // SAFETY: sixteen readable words; the load needs no alignment.
+            unsafe { _mm256_loadu_si256(scale.as_ptr().cast()) }
+        };
+        if F::CHAIN == 0 {
+            // SAFETY: AVX2 is on; 64 lines and 256 activations.
+            unsafe { add_signed(&mut products, w, columns, step, F::SHARED / 4, [scale(0), scale(1)]) };
+            continue;
+        }
+        // SAFETY: AVX2 is on; 64 lines, 256 activations and a start per chain.
+        let sums = unsafe { chain::<F, C>(w, columns, step) };
+        for g in 0..2 {
+            let scale = scale(g);
+            for c in 0..C {
+                products[c][g] = _mm256_add_epi32(products[c][g], _mm256_madd_epi16(sums[c][g], scale));
             }
         }
     }
@@ -541,11 +548,8 @@ fn add_32<F: Form, const C: usize>(
     for s in 0..n_blocks {
         let mut products = [[_mm256_setzero_si256(); 2]; C];
         if F::CHAIN == 0 {
-            // SAFETY: AVX2 is on; sixteen of the lines and pairs of words of so many blocks.
-            products = unsafe {
-                let w = [w[0].add(512 * s), w[1].add(512 * s)];
-                multiply_words(w, starts(columns, |column| column.wide[2 * s..].as_ptr().cast()), 16)
-            };
+            // SAFETY: AVX2 is on; eight of the lines and activations of so many blocks.
+            unsafe { add_signed(&mut products, w, columns, 8 * s, 8, [ones; 2]) };
         } else {
             for step in (8 * s..8 * s + 8).step_by(F::CHAIN) {
                 // SAFETY: AVX2 is on; eight of the lines and activations of so many blocks.
