@@ -116,6 +116,7 @@ impl<S: Source<N>, const N: usize> X86Block256<BYTES> for Codes<S, N> {
     const OFFSET: i32 = S::RAISE as i32;
     const UNIT_AT: usize = UNIT_AT;
     const UNIT_FACTOR: f32 = 0.125;
+    const TILE_FROM: usize = S::TILE_FROM;
     const TILE_CHAIN: usize = S::TILE_CHAIN;
     const SHARED: usize = S::SHARED;
 
@@ -127,7 +128,7 @@ impl<S: Source<N>, const N: usize> X86Block256<BYTES> for Codes<S, N> {
 
     #[inline]
     #[target_feature(enable = "avx2")]
-    unsafe fn pairs(block: &[u8; BYTES], s: usize, x: __m256i) -> __m256i {
+    unsafe fn raised(block: &[u8; BYTES], s: usize) -> __m256i {
         let raised = const {
             let mut table = S::VALUES;
             let mut i = 0;
@@ -137,16 +138,7 @@ impl<S: Source<N>, const N: usize> X86Block256<BYTES> for Codes<S, N> {
             }
             table
         };
-        _mm256_maddubs_epi16(values(block, s, raised), x)
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    unsafe fn integers(block: &[u8; BYTES], q: &mut [i8; 256]) {
-        for (s, q) in q.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-            // SAFETY: thirty-two bytes into an array of thirty-two.
-            unsafe { _mm256_storeu_si256(q.as_mut_ptr().cast(), values(block, s, S::VALUES)) };
-        }
+        values(block, s, raised)
     }
 }
 
