@@ -284,7 +284,7 @@ unsafe fn sums_avx512<B: X86Block256<N>, const N: usize>(
 /// # Safety
 /// That of [`Tile`](crate::Tile), for AVX2 and F16C.
 #[target_feature(enable = "avx2,f16c")]
-unsafe fn tile_avx2<B: X86Block256<N>, const N: usize>(
+pub(super) unsafe fn tile_avx2<B: X86Block256<N>, const N: usize>(
     weights: &[u8],
     n_rows: usize,
     columns: &[&[u8]],

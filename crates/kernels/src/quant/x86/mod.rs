@@ -6,6 +6,7 @@ pub(super) mod block32;
 pub(super) mod codebook;
 pub(super) mod floats;
 pub(super) mod fours;
+pub(super) mod packed;
 pub(super) mod rows32;
 mod tile;
 mod tile512;
