@@ -7,8 +7,8 @@
 //! group `j`. The sixteen words of a register thus belong to the sixteen groups, whatever the step: products add up in place, and the
 //! scales are applied once, in the order they are stored in.
 
-mod p2;
-mod p3;
+pub(super) mod p2;
+pub(super) mod p3;
 
 use super::block256::{self, Block256};
 #[cfg(target_arch = "x86_64")]
@@ -129,8 +129,8 @@ macro_rules! packed {
                 quantize: None,
                 scalar: block256::scalar::<$form::$blocks, { $form::BYTES }>(),
                 avx2: on_x86!(x86::packed::avx2::<$form::$blocks, { $form::BYTES }>()),
-                avx512: None,
-                neon: None,
+                avx512: on_x86!(x86::packed::avx512::<$form::$blocks, { $form::BYTES }>()),
+                neon: on_neon!(super::neon::packed::neon::<$form::$blocks, { $form::BYTES }>()),
             };
         )*
 
@@ -190,32 +190,100 @@ mod tests {
         }
     }
 
+    fn instruction_sets() -> impl Iterator<Item = Isa> {
+        Isa::ALL.into_iter().filter(|isa| isa.is_supported())
+    }
+
     /// Rows and tiles, on every instruction set of this processor, against the source's portable kernel.
     #[test]
     fn packed_results_have_the_same_bits() {
         let n = 256 * BLOCKS;
+        let columns: Vec<Vec<u8>> = (0..TILE_COLUMNS as u64)
+            .map(|c| quantized(Activation::Q8K, &floats(n, c + 3, if c == 0 { 1e3 } else { 2.0 })))
+            .collect();
+        let columns: Vec<&[u8]> = columns.iter().map(Vec::as_slice).collect();
         for packed in PACKED {
             let (source, out) = both(packed, 2);
-            for isa in
-                [Isa::Scalar, Isa::Avx2, Isa::Avx512, Isa::Neon].into_iter().filter(|i| i.is_supported())
-            {
-                let (plain, fast) = (packed.source.kernel(Isa::Scalar), packed.format.kernel(isa));
-                let columns: Vec<Vec<u8>> = (0..TILE_COLUMNS as u64)
-                    .map(|c| quantized(Activation::Q8K, &floats(n, c + 3, if c == 0 { 1e3 } else { 2.0 })))
-                    .collect();
-                let columns: Vec<&[u8]> = columns.iter().map(Vec::as_slice).collect();
+            let plain = packed.source.kernel(Isa::Scalar);
+            let want = columns.iter().map(|x| {
                 let mut want = vec![0.0; ROWS];
-                let mut tile = vec![[0.0; TILE_ROWS]; TILE_COLUMNS];
-                let tile_bytes = TILE_ROWS * fast.row_bytes(n);
-                fast.tile(&out[..tile_bytes], TILE_ROWS, &columns, n, &mut tile);
-                for (x, tile) in columns.iter().zip(&tile) {
-                    plain.rows(&source, x, n, &mut want);
+                plain.rows(&source, x, n, &mut want);
+                want
+            });
+            let want: Vec<_> = want.collect();
+            for isa in instruction_sets() {
+                let (what, fast) = (packed.format.name, packed.format.kernel(isa));
+                for (x, want) in columns.iter().zip(&want) {
                     let mut got = vec![0.0; ROWS];
                     fast.rows(&out, x, n, &mut got);
-                    assert_eq!(got, want, "{} on {}", packed.format.name, isa.name());
-                    assert_eq!(tile[..], want[..TILE_ROWS], "{} on {}", packed.format.name, isa.name());
+                    assert_eq!(&got, want, "{what} on {}", isa.name());
+                }
+                for (n_columns, n_rows) in [(1, 3), (2, 32), (7, 5), (9, 13), (TILE_COLUMNS, TILE_ROWS)] {
+                    let mut tile = vec![[0.0; TILE_ROWS]; n_columns];
+                    fast.tile(
+                        &out[..n_rows * fast.row_bytes(n)],
+                        n_rows,
+                        &columns[..n_columns],
+                        n,
+                        &mut tile,
+                    );
+                    for (got, want) in tile.iter().zip(&want) {
+                        let name = isa.name();
+                        assert_eq!(got[..n_rows], want[..n_rows], "{what}, {n_columns} columns on {name}");
+                    }
                 }
             }
+        }
+    }
+
+    /// The largest sums there are, in rows of more blocks than are rearranged at a time.
+    #[test]
+    fn nothing_overflows() {
+        let n = 256 * 37;
+        let same = |x: f32| vec![x; n];
+        let opposed = (0..n).map(|i| if i % 2 == 0 { 1.0 } else { -1.0 }).collect();
+        let halves = (0..n).map(|i| if i / 8 % 2 == 0 { 1.0 } else { -1.0 }).collect();
+        let columns = [same(1.0), same(-1.0), opposed, halves];
+        let columns = columns.map(|x: Vec<f32>| quantized(Activation::Q8K, &x));
+        let columns = columns.each_ref().map(Vec::as_slice);
+        for packed in PACKED {
+            let bytes = packed.format.block_bytes;
+            let largest: [i8; 4] = if bytes == p2::BYTES { [9, -9, 7, -7] } else { [43, -43, 8, -8] };
+            for (i, q) in largest.into_iter().enumerate() {
+                let mut block = vec![0; bytes];
+                // Two eights of different sign too, of which x takes the sign.
+                let mut steps = [[q; 32]; 8];
+                if i == 1 {
+                    steps[4..].fill([-q; 32]);
+                }
+                let scales = [15; 16];
+                match bytes {
+                    p2::BYTES => p2::P2::encode(&steps, &scales, block.as_mut_array().unwrap()),
+                    _ => p3::P3::encode(&steps, &scales.map(|s| 2 * s + 1), block.as_mut_array().unwrap()),
+                }
+                block[bytes - 1] = 0x3c;
+                let weights = block.repeat(n / 256);
+                let plain = packed.format.kernel(Isa::Scalar);
+                let want = columns.map(|x| plain.dot(&weights, x, n));
+                assert!(want.iter().any(|y| y.abs() > 1e5), "{want:?}");
+                for isa in instruction_sets() {
+                    let fast = packed.format.kernel(isa);
+                    assert_eq!(columns.map(|x| fast.dot(&weights, x, n)), want, "{}", packed.format.name);
+                    let (many, mut tile) = (columns.repeat(3), [[0.0; TILE_ROWS]; 12]);
+                    fast.tile(&weights, 1, &many, n, &mut tile);
+                    assert!(tile.iter().zip(want.iter().cycle()).all(|(y, want)| y[0] == *want));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn names_and_ids_are_their_own() {
+        for (i, a) in PACKED.iter().enumerate() {
+            let (a, others) = (a.format, &PACKED[i + 1..]);
+            assert!(crate::format(a.id).is_none() && super::packed(a.id).is_none());
+            assert!(crate::FORMATS.iter().all(|b| a.name != b.name));
+            assert!(others.iter().all(|b| a.id != b.format.id && a.name != b.format.name));
         }
     }
 

@@ -20,15 +20,15 @@ use crate::quant::block256::Block256;
 #[cfg(target_arch = "x86_64")]
 use crate::quant::x86::{self, block256::X86Block256, packed::Column, packed::Lanes};
 
-pub(super) const BYTES: usize = 82;
-const GROUPS_AT: usize = 64;
-const UNIT_AT: usize = 80;
+pub(in crate::quant) const BYTES: usize = 82;
+pub(in crate::quant) const GROUPS_AT: usize = 64;
+pub(in crate::quant) const UNIT_AT: usize = 80;
 /// Minus signs of the first and the second eight of a group.
 const MINUS: [u8; 2] = [1 << 7, 1 << 6];
-const SCALE: u8 = 15;
+pub(in crate::quant) const SCALE: u8 = 15;
 
 /// The blocks of IQ1 packed.
-pub(super) struct P2;
+pub(in crate::quant) struct P2;
 
 impl Block256<BYTES> for P2 {
     #[inline(always)]
@@ -144,6 +144,13 @@ impl X86Block256<BYTES> for P2 {
             q,
         );
     }
+
+    #[inline]
+    #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl")]
+    unsafe fn raised(block: &[u8; BYTES], offset: i16, out: &mut [u8; 256]) {
+        // SAFETY: AVX2 is on.
+        unsafe { x86::packed::raised::<P2, BYTES>(block, offset, out) };
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -176,10 +183,33 @@ impl Lanes<BYTES> for P2 {
             })
         };
         let fourfold = _mm256_add_epi16(_mm256_slli_epi16::<2>(sum(3, 0)), sum(3 << 2, 2));
-        let groups = groups(block);
-        let first = _mm256_blendv_epi8(x.starts[0], x.starts[1], groups);
-        let second = _mm256_sign_epi16(x.starts[2], second_on_top(groups));
-        let all = _mm256_add_epi16(_mm256_add_epi16(fourfold, fourfold), _mm256_add_epi16(first, second));
-        _mm256_madd_epi16(all, scale_of(groups))
+        with_shifts(block, fourfold, x)
     }
+
+    #[inline]
+    #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    unsafe fn products_avx512(block: &[u8; BYTES], x: &Column) -> __m256i {
+        let low = x86::avx512::load64(block, 0);
+        let high = _mm512_srli_epi16::<4>(low);
+        let sum = |mask: i8, s: usize| {
+            let pairs =
+                |v, t| _mm512_maddubs_epi16(_mm512_and_si512(v, _mm512_set1_epi8(mask)), x.two_steps(t));
+            _mm512_add_epi16(pairs(low, s), pairs(high, s + 4))
+        };
+        let fourfold = _mm512_add_epi16(_mm512_slli_epi16::<2>(sum(3, 0)), sum(3 << 2, 2));
+        let (even, odd) = x86::packed::halves(fourfold);
+        with_shifts(block, _mm256_add_epi16(even, odd), x)
+    }
+}
+
+/// From `4·Σ (g + 1)·x` of each group to the scaled sums.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx2")]
+fn with_shifts(block: &[u8; BYTES], fourfold: __m256i, x: &Column) -> __m256i {
+    let groups = groups(block);
+    let first = _mm256_blendv_epi8(x.starts[0], x.starts[1], groups);
+    let second = _mm256_sign_epi16(x.starts[2], second_on_top(groups));
+    let all = _mm256_add_epi16(_mm256_add_epi16(fourfold, fourfold), _mm256_add_epi16(first, second));
+    _mm256_madd_epi16(all, scale_of(groups))
 }

@@ -1,9 +1,10 @@
-//! Packed forms of blocks of 256 with AVX2: activations are rearranged once for all rows of a call, so that word `j` of every register
+//! Packed forms of blocks of 256 with AVX2 and AVX-512: activations are rearranged once for all rows of a call, so that word `j` of every register
 //! belongs to group `j` of sixteen. Products of a whole group then add up in sixteen bits, and one multiplication applies all scales.
 
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
+use super::avx512::joined;
 use super::block256::{self, X86Block256};
 use super::{fetch, four_totals, load16, store32};
 use crate::activation::Q8kRow;
@@ -26,6 +27,13 @@ impl Column {
     pub(in crate::quant) fn step(&self, t: usize) -> __m256i {
         self.steps[t]
     }
+
+    /// Steps `t` and `t + 1`.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub(in crate::quant) fn two_steps(&self, t: usize) -> __m512i {
+        joined([self.steps[t], self.steps[t + 1]])
+    }
 }
 
 /// A packed form as vectors.
@@ -41,112 +49,140 @@ pub(in crate::quant) trait Lanes<const N: usize>: X86Block256<N> {
     /// # Safety
     /// AVX2.
     unsafe fn products(block: &[u8; N], x: &Column) -> __m256i;
+
+    /// The same, two steps at a time.
+    ///
+    /// # Safety
+    /// AVX-512 F, BW, VL and VNNI.
+    unsafe fn products_avx512(block: &[u8; N], x: &Column) -> __m256i;
 }
 
 /// The AVX2 kernels.
 pub(in crate::quant) const fn avx2<B: Lanes<N>, const N: usize>() -> Kernels {
-    Kernels { rows: rows::<B, N>, tile: Some((tile::<B, N>, 2)) }
+    Kernels { rows: rows_avx2::<B, N>, tile: Some((tile_avx2::<B, N>, TILE_FROM)) }
 }
 
-/// From how many activation rows on a panel is faster than rows.
+/// The AVX-512 kernels.
+pub(in crate::quant) const fn avx512<B: Lanes<N>, const N: usize>() -> Kernels {
+    Kernels { rows: rows_avx512::<B, N>, tile: Some((tile_avx512::<B, N>, TILE_FROM)) }
+}
+
+/// From how many activation rows on a tile is faster than rows in fours: activations are rearranged once for all of its rows.
+const TILE_FROM: usize = 2;
+/// And from how many on a panel is.
 const PANEL_FROM: usize = 8;
 
-/// # Safety
-/// That of [`Tile`](crate::Tile), for AVX2 and F16C.
-#[target_feature(enable = "avx2,f16c")]
-unsafe fn tile<B: Lanes<N>, const N: usize>(
-    weights: &[u8],
-    n_rows: usize,
-    columns: &[&[u8]],
-    n: usize,
-    y: &mut [[f32; TILE_ROWS]],
-) {
-    if columns.len() >= PANEL_FROM {
-        // SAFETY: the caller's promise.
-        return unsafe { block256::tile_avx2::<B, N>(weights, n_rows, columns, n, y) };
-    }
-    for (x, y) in columns.iter().zip(y) {
-        // SAFETY: the caller's promise.
-        unsafe { rows::<B, N>(weights, x, n, &mut y[..n_rows]) };
-    }
-}
-
-/// # Safety
-/// That of [`Rows`](crate::Rows), for AVX2 and F16C.
-#[target_feature(enable = "avx2,f16c")]
-unsafe fn rows<B: Lanes<N>, const N: usize>(weights: &[u8], x: &[u8], n: usize, y: &mut [f32]) {
-    let x = Q8kRow::new(x, n);
-    let n_blocks = n / 256;
-    let blocks = &weights.as_chunks::<N>().0[..n_blocks * y.len()];
-    let mut columns = [const { MaybeUninit::uninit() }; COLUMNS];
-    y.fill(0.0);
-    for from in (0..n_blocks).step_by(COLUMNS) {
-        let to = n_blocks.min(from + COLUMNS);
-        let columns = &mut columns[..to - from];
-        for (column, x) in columns.iter_mut().zip(&x.q.as_chunks::<256>().0[from..to]) {
-            let steps = transposed(grouped(x));
-            // SAFETY: AVX2 is on.
-            column.write(Column { steps, starts: unsafe { B::starts(&steps) } });
-        }
-        // SAFETY: all of these were just written.
-        let columns = unsafe { columns.assume_init_ref() };
-        for (first, y) in y.chunks_mut(4).enumerate() {
-            // Rows past the end are the last one again.
-            let row = |r: usize| &blocks[(4 * first + r.min(y.len() - 1)) * n_blocks..][from..to];
-            let mut sums = [0.0; 4];
-            sums[..y.len()].copy_from_slice(y);
-            // SAFETY: this function has its features.
-            unsafe {
-                four::<B, N>(
-                    [row(0), row(1), row(2), row(3)],
-                    4 * n_blocks * N,
-                    columns,
-                    &x.d[4 * from..],
-                    &mut sums,
-                );
+macro_rules! kernels {
+    ($rows:ident, $tile:ident, $four:ident, $panel:expr, $products:ident, $features:literal) => {
+        /// # Safety
+        /// That of [`Tile`](crate::Tile), for the features named.
+        #[target_feature(enable = $features)]
+        unsafe fn $tile<B: Lanes<N>, const N: usize>(
+            weights: &[u8],
+            n_rows: usize,
+            columns: &[&[u8]],
+            n: usize,
+            y: &mut [[f32; TILE_ROWS]],
+        ) {
+            if columns.len() >= PANEL_FROM {
+                // SAFETY: the caller's promise.
+                return unsafe { $panel(weights, n_rows, columns, n, y) };
             }
-            y.copy_from_slice(&sums[..y.len()]);
+            for (x, y) in columns.iter().zip(y) {
+                // SAFETY: the caller's promise.
+                unsafe { $rows::<B, N>(weights, x, n, &mut y[..n_rows]) };
+            }
         }
-    }
+
+        /// # Safety
+        /// That of [`Rows`](crate::Rows), for the features named.
+        #[target_feature(enable = $features)]
+        unsafe fn $rows<B: Lanes<N>, const N: usize>(weights: &[u8], x: &[u8], n: usize, y: &mut [f32]) {
+            let x = Q8kRow::new(x, n);
+            let n_blocks = n / 256;
+            let blocks = &weights.as_chunks::<N>().0[..n_blocks * y.len()];
+            let mut columns = [const { MaybeUninit::uninit() }; COLUMNS];
+            y.fill(0.0);
+            for from in (0..n_blocks).step_by(COLUMNS) {
+                let to = n_blocks.min(from + COLUMNS);
+                let columns = &mut columns[..to - from];
+                for (column, x) in columns.iter_mut().zip(&x.q.as_chunks::<256>().0[from..to]) {
+                    let steps = transposed(grouped(x));
+                    // SAFETY: AVX2 is on.
+                    column.write(Column { steps, starts: unsafe { B::starts(&steps) } });
+                }
+                // SAFETY: all of these were just written.
+                let columns = unsafe { columns.assume_init_ref() };
+                for (first, y) in y.chunks_mut(4).enumerate() {
+                    // Rows past the end are the last one again.
+                    let row = |r: usize| &blocks[(4 * first + r.min(y.len() - 1)) * n_blocks..][from..to];
+                    let mut sums = [0.0; 4];
+                    sums[..y.len()].copy_from_slice(y);
+                    // SAFETY: this function has its features.
+                    unsafe {
+                        $four::<B, N>(
+                            [row(0), row(1), row(2), row(3)],
+                            4 * n_blocks * N,
+                            columns,
+                            &x.d[4 * from..],
+                            &mut sums,
+                        );
+                    }
+                    y.copy_from_slice(&sums[..y.len()]);
+                }
+            }
+        }
+
+        /// Adds the block columns of four rows to their sums; `ahead` bytes on are the next rows'.
+        #[inline]
+        #[target_feature(enable = $features)]
+        unsafe fn $four<B: Lanes<N>, const N: usize>(
+            rows: [&[[u8; N]]; 4],
+            ahead: usize,
+            columns: &[Column],
+            d: &[u8],
+            sums: &mut [f32; 4],
+        ) {
+            // SAFETY: four readable floats.
+            let mut total = unsafe { _mm_loadu_ps(sums.as_ptr()) };
+            let blocks = rows[0].iter().zip(rows[1]).zip(rows[2]).zip(rows[3]);
+            for (((((w0, w1), w2), w3), column), d) in blocks.zip(columns).zip(d.as_chunks::<4>().0) {
+                for w in [w0, w1, w2, w3] {
+                    fetch(w, ahead);
+                }
+                // SAFETY: this function has its features.
+                let products = unsafe {
+                    [
+                        B::$products(w0, column),
+                        B::$products(w1, column),
+                        B::$products(w2, column),
+                        B::$products(w3, column),
+                    ]
+                };
+                let half = |w: &[u8; N]| u16::from_le_bytes([w[B::UNIT_AT], w[B::UNIT_AT + 1]]);
+                let halves = [w3, w2, w1].into_iter().fold(0, |all, w| (all | u64::from(half(w))) << 16);
+                let halves = halves | u64::from(half(w0));
+                let unit =
+                    _mm_mul_ps(_mm_cvtph_ps(_mm_cvtsi64_si128(halves as i64)), _mm_set1_ps(B::UNIT_FACTOR));
+                // The same operations in the same order as `term`.
+                let t = _mm_mul_ps(unit, _mm_cvtepi32_ps(four_totals(products)));
+                total = _mm_add_ps(total, _mm_mul_ps(_mm_set1_ps(f32::from_le_bytes(*d)), t));
+            }
+            // SAFETY: four floats into an array of four.
+            unsafe { _mm_storeu_ps(sums.as_mut_ptr(), total) };
+        }
+    };
 }
 
-/// Adds the block columns of four rows to their sums; `ahead` bytes on are the next rows'.
-#[inline]
-#[target_feature(enable = "avx2,f16c")]
-unsafe fn four<B: Lanes<N>, const N: usize>(
-    rows: [&[[u8; N]]; 4],
-    ahead: usize,
-    columns: &[Column],
-    d: &[u8],
-    sums: &mut [f32; 4],
-) {
-    // SAFETY: four readable floats.
-    let mut total = unsafe { _mm_loadu_ps(sums.as_ptr()) };
-    let blocks = rows[0].iter().zip(rows[1]).zip(rows[2]).zip(rows[3]);
-    for (((((w0, w1), w2), w3), column), d) in blocks.zip(columns).zip(d.as_chunks::<4>().0) {
-        for w in [w0, w1, w2, w3] {
-            fetch(w, ahead);
-        }
-        // SAFETY: this function has its features.
-        let products = unsafe {
-            [
-                B::products(w0, column),
-                B::products(w1, column),
-                B::products(w2, column),
-                B::products(w3, column),
-            ]
-        };
-        let half = |w: &[u8; N]| u16::from_le_bytes([w[B::UNIT_AT], w[B::UNIT_AT + 1]]);
-        let halves = [w3, w2, w1].into_iter().fold(0, |all, w| (all | u64::from(half(w))) << 16);
-        let halves = halves | u64::from(half(w0));
-        let unit = _mm_mul_ps(_mm_cvtph_ps(_mm_cvtsi64_si128(halves as i64)), _mm_set1_ps(B::UNIT_FACTOR));
-        // The same operations in the same order as `term`.
-        let t = _mm_mul_ps(unit, _mm_cvtepi32_ps(four_totals(products)));
-        total = _mm_add_ps(total, _mm_mul_ps(_mm_set1_ps(f32::from_le_bytes(*d)), t));
-    }
-    // SAFETY: four floats into an array of four.
-    unsafe { _mm_storeu_ps(sums.as_mut_ptr(), total) };
-}
+kernels!(rows_avx2, tile_avx2, four_avx2, block256::tile_avx2::<B, N>, products, "avx2,f16c");
+kernels!(
+    rows_avx512,
+    tile_avx512,
+    four_avx512,
+    block256::tile_avx512::<B, N>,
+    products_avx512,
+    "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"
+);
 
 /// Groups `i` and `8 + i` in the halves of register `i`.
 #[inline]
@@ -198,9 +234,33 @@ pub(in crate::quant) fn steps_of(q: &[i8; 256], steps: &mut [[i8; 32]; 8]) {
     }
 }
 
+/// The integers of a block plus an offset, as unsigned bytes.
+///
+/// # Safety
+/// AVX2.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(in crate::quant) unsafe fn raised<B: Lanes<N>, const N: usize>(
+    block: &[u8; N],
+    offset: i16,
+    out: &mut [u8; 256],
+) {
+    let mut q = [0; 256];
+    // SAFETY: AVX2 is on.
+    unsafe { B::integers(block, &mut q) };
+    q.iter().zip(out).for_each(|(q, out)| *out = q.wrapping_add(offset as i8) as u8);
+}
+
 /// Products of a step's unsigned bytes, added in pairs to the sums of the groups.
 #[inline]
 #[target_feature(enable = "avx2")]
 pub(in crate::quant) fn add_pairs(sums: __m256i, u: __m256i, x: __m256i) -> __m256i {
     _mm256_add_epi16(sums, _mm256_maddubs_epi16(u, x))
+}
+
+/// The lower and the upper half.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(in crate::quant) fn halves(v: __m512i) -> (__m256i, __m256i) {
+    (_mm512_castsi512_si256(v), _mm512_extracti64x4_epi64::<1>(v))
 }
