@@ -157,9 +157,9 @@ impl X86Block256<BYTES> for P3 {
 
     #[inline]
     #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl")]
-    unsafe fn raised(block: &[u8; BYTES], offset: i16, out: &mut [u8; 256]) {
+    unsafe fn wide_block(block: &[u8; BYTES], offset: i16, out: &mut [u8; 256]) {
         // SAFETY: AVX2 is on.
-        unsafe { x86::packed::raised::<P3, BYTES>(block, offset, out) };
+        unsafe { x86::packed::wide_block::<P3, BYTES>(block, offset, out) };
     }
 }
 

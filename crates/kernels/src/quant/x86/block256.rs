@@ -148,7 +148,7 @@ pub(in crate::quant) trait X86Block256<const N: usize>: Block256<N> {
     /// AVX-512 F, BW and VL.
     #[inline]
     #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl")]
-    unsafe fn raised(block: &[u8; N], offset: i16, out: &mut [u8; 256]) {
+    unsafe fn wide_block(block: &[u8; N], offset: i16, out: &mut [u8; 256]) {
         let shift = _mm512_set1_epi8((i32::from(offset) - Self::WIDE_OFFSET) as u8 as i8);
         for (s, out) in out.as_chunks_mut::<64>().0.iter_mut().enumerate() {
             // SAFETY: this function has its features; sixty-four bytes into an array of sixty-four.
@@ -416,7 +416,7 @@ unsafe fn unpack_wide<'a, B: X86Block256<N>, const N: usize>(
     let mut scales = [[[0i16; 16]; 2]; 16];
     for (r, block) in rows.enumerate() {
         // SAFETY: this function has its features.
-        unsafe { B::raised(block, offset, &mut bytes[r]) };
+        unsafe { B::wide_block(block, offset, &mut bytes[r]) };
         // SAFETY: AVX2 is on; two times sixteen words into arrays of sixteen.
         unsafe {
             let (scale, min) = B::scale_words(block);

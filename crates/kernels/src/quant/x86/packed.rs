@@ -240,7 +240,7 @@ pub(in crate::quant) fn steps_of(q: &[i8; 256], steps: &mut [[i8; 32]; 8]) {
 /// AVX2.
 #[inline]
 #[target_feature(enable = "avx2")]
-pub(in crate::quant) unsafe fn raised<B: Lanes<N>, const N: usize>(
+pub(in crate::quant) unsafe fn wide_block<B: Lanes<N>, const N: usize>(
     block: &[u8; N],
     offset: i16,
     out: &mut [u8; 256],
