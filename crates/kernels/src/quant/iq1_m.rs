@@ -17,6 +17,8 @@ use super::grids;
 use super::x86::{
     self, avx512 as wide,
     codebook::{Indices, Repeated, Scales, Steps, lowered_integers, raised_sums},
+    lines::{Eights, put_raised, two_lines},
+    tile::Lines,
 };
 use crate::ops::widen;
 use crate::{Activation, Format};
@@ -83,6 +85,7 @@ pub(super) fn unit_bits(words: [u16; 4]) -> u16 {
 #[cfg(target_arch = "x86_64")]
 impl x86::block256::X86Block256<BYTES> for Iq1M {
     const UNIT_FACTOR: f32 = 0.125;
+    const TILE_FROM: usize = 2;
     const TILE_OFFSET: i32 = 9;
     const TILE_CHAIN: usize = 4;
     const WIDE_OFFSET: i32 = 9;
@@ -118,7 +121,26 @@ impl x86::block256::X86Block256<BYTES> for Iq1M {
     #[target_feature(enable = "avx2")]
     unsafe fn integers(block: &[u8; BYTES], q: &mut [i8; 256]) {
         let indices = indices(block);
-        lowered_integers(q, &shifts(block), RAISED as i8, |steps, s| eights(steps, &indices, s));
+        lowered_integers(q, &Repeated::new(shifts(block)), RAISED as i8, |steps, s| {
+            eights(steps, &indices, s)
+        });
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn scale_words(block: &[u8; BYTES]) -> (__m256i, __m256i) {
+        (scales(block), _mm256_setzero_si256())
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn lines(rows: [&[u8; BYTES]; 8], out: &mut Lines<64>) {
+        let (mut own, mut raise) = ([const { Indices::NONE }; 8], [_mm256_setzero_si256(); 8]);
+        for r in 0..8 {
+            (own[r], raise[r]) = (indices(rows[r]), shifts(rows[r]));
+        }
+        // SAFETY: AVX2 is on; eleven bits are inside a codebook of 2048.
+        put_raised(out, &Eights::new(raise), |e| unsafe { two_lines(&grids::IQ1_RAISED, |r| own[r].of(e)) });
     }
 
     #[inline]
@@ -148,7 +170,8 @@ const RAISED: i16 = 9;
 fn sums(block: &[u8; BYTES], indices: &Indices, x: &[u8; 256], x_sums: __m256i) -> __m256i {
     let scales = scales(block);
     let groups = Scales::of_groups(scales);
-    let raised = raised_sums(x, Some(shifts(block)), groups, |steps, s| eights(steps, indices, s));
+    let raised =
+        raised_sums(x, Some(Repeated::new(shifts(block))), groups, |steps, s| eights(steps, indices, s));
     let share = _mm256_madd_epi16(_mm256_mullo_epi16(scales, _mm256_set1_epi16(RAISED)), x_sums);
     _mm256_sub_epi32(raised, share)
 }
@@ -173,14 +196,14 @@ fn indices(block: &[u8; BYTES]) -> Indices {
     Indices::new(_mm256_permute2x128_si256::<0x20>(a, b), _mm256_permute2x128_si256::<0x31>(a, b))
 }
 
-/// The shifts plus 1.
+/// The shifts plus 1, a byte per eight.
 #[cfg(target_arch = "x86_64")]
 #[inline]
 #[target_feature(enable = "avx2")]
-fn shifts(block: &[u8; BYTES]) -> Repeated {
+fn shifts(block: &[u8; BYTES]) -> __m256i {
     // Bit 3 becomes 2 where it is clear, 0 where it is set.
     let clear = _mm256_andnot_si256(nibbles(block), _mm256_set1_epi8(8));
-    Repeated::new(_mm256_srli_epi16::<2>(clear))
+    _mm256_srli_epi16::<2>(clear)
 }
 
 /// `2·scale + 1` of the sixteen groups.

@@ -17,6 +17,8 @@ use super::grids;
 use super::x86::{
     self, avx512 as wide,
     codebook::{Indices, Repeated, Scales, Steps, lowered_integers, raised_sums},
+    lines::{Eights, put_raised, two_lines},
+    tile::Lines,
 };
 use crate::{Activation, Format};
 
@@ -71,8 +73,9 @@ impl Block256<BYTES> for Iq1S {
 #[cfg(target_arch = "x86_64")]
 impl x86::block256::X86Block256<BYTES> for Iq1S {
     const UNIT_FACTOR: f32 = 0.125;
+    const TILE_FROM: usize = 2;
     const TILE_OFFSET: i32 = 9;
-    const TILE_CHAIN: usize = 4;
+    const TILE_CHAIN: usize = 8;
     const WIDE_OFFSET: i32 = 9;
     const SHARED: usize = 32;
 
@@ -101,11 +104,27 @@ impl x86::block256::X86Block256<BYTES> for Iq1S {
     #[target_feature(enable = "avx2")]
     unsafe fn integers(block: &[u8; BYTES], q: &mut [i8; 256]) {
         let indices = indices(block);
-        // A shift of −1 or 1 per step; four equal bytes, since there is one for each eight.
+        lowered_integers(q, &Repeated::new(shifts(block)), RAISED + 1, |steps, s| eights(steps, &indices, s));
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn scale_words(block: &[u8; BYTES]) -> (__m256i, __m256i) {
         let high = x86::load16(block, 34);
-        let spread = _mm256_cvtepi16_epi32(_mm_srai_epi16::<15>(high));
-        let shifts = Repeated::new(_mm256_or_si256(spread, _mm256_set1_epi8(1)));
-        lowered_integers(q, &shifts, RAISED, |steps, s| eights(steps, &indices, s));
+        let twice = _mm_and_si128(_mm_srli_epi16::<11>(high), _mm_set1_epi16(14));
+        let scale = _mm_or_si128(twice, _mm_set1_epi16(1));
+        (x86::each_twice(scale), _mm256_setzero_si256())
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn lines(rows: [&[u8; BYTES]; 8], out: &mut Lines<64>) {
+        let (mut own, mut raise) = ([const { Indices::NONE }; 8], [_mm256_setzero_si256(); 8]);
+        for r in 0..8 {
+            (own[r], raise[r]) = (indices(rows[r]), shifts(rows[r]));
+        }
+        // SAFETY: AVX2 is on; eleven bits are inside a codebook of 2048.
+        put_raised(out, &Eights::new(raise), |e| unsafe { two_lines(&grids::IQ1_RAISED, |r| own[r].of(e)) });
     }
 
     #[inline]
@@ -129,6 +148,15 @@ impl x86::block256::X86Block256<BYTES> for Iq1S {
 /// What makes the codebook unsigned.
 #[cfg(target_arch = "x86_64")]
 const RAISED: i8 = 8;
+
+/// The shifts plus 1, a byte per eight; there is one per step.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx2")]
+fn shifts(block: &[u8; BYTES]) -> __m256i {
+    let minus = _mm256_cvtepi16_epi32(_mm_srai_epi16::<15>(x86::load16(block, 34)));
+    _mm256_andnot_si256(minus, _mm256_set1_epi8(2))
+}
 
 /// Eight partial sums of a block's scaled products.
 #[cfg(target_arch = "x86_64")]

@@ -16,6 +16,8 @@ use super::grids;
 use super::x86::{
     self, avx512 as wide,
     codebook::{IN_ORDER, Indices, Scales, Signs, Steps, signed_integers, signed_sums},
+    lines::{Eights, put_signed, two_lines},
+    tile::Lines,
 };
 use crate::{Activation, Format};
 
@@ -63,8 +65,9 @@ impl Block256<BYTES> for Iq2S {
 #[cfg(target_arch = "x86_64")]
 impl x86::block256::X86Block256<BYTES> for Iq2S {
     const UNIT_FACTOR: f32 = 0.125;
+    const TILE_FROM: usize = 2;
     const TILE_OFFSET: i32 = 43;
-    const TILE_CHAIN: usize = 1;
+    const TILE_CHAIN: usize = 2;
     const SHARED: usize = 16;
 
     #[inline]
@@ -93,6 +96,24 @@ impl x86::block256::X86Block256<BYTES> for Iq2S {
     unsafe fn integers(block: &[u8; BYTES], q: &mut [i8; 256]) {
         let (indices, signs) = (indices(block), Signs::new(x86::load32(block, 34)));
         signed_integers(q, IN_ORDER, signs, |steps, s| eights(steps, &indices, s));
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn scale_words(block: &[u8; BYTES]) -> (__m256i, __m256i) {
+        (x86::odd_nibbles(&block[74..]), _mm256_setzero_si256())
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn lines(rows: [&[u8; BYTES]; 8], out: &mut Lines<64>) {
+        let (mut own, mut signs) = ([const { Indices::NONE }; 8], [_mm256_setzero_si256(); 8]);
+        for r in 0..8 {
+            (own[r], signs[r]) = (indices(rows[r]), x86::load32(rows[r], 34));
+        }
+        // SAFETY: AVX2 is on; ten bits are inside a codebook of 1024.
+        let look_up = |e| unsafe { two_lines(&grids::IQ2_S, |r| own[r].of(e)) };
+        put_signed(out, &Eights::new(signs), Self::TILE_OFFSET, look_up);
     }
 
     #[inline]

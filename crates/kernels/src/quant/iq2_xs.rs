@@ -16,7 +16,11 @@ use super::grids;
 #[cfg(target_arch = "x86_64")]
 use super::x86::{
     self, avx512 as wide,
-    codebook::{BY_HALVES, Indices, Scales, Signs, Steps, even_signs, signed_integers, signed_sums},
+    codebook::{
+        BY_HALVES, Indices, Scales, Signs, Steps, even_signs, in_order, signed_integers, signed_sums,
+    },
+    lines::{Eights, put_signed, two_lines},
+    tile::Lines,
 };
 use crate::{Activation, Format};
 
@@ -64,8 +68,9 @@ impl Block256<BYTES> for Iq2Xs {
 #[cfg(target_arch = "x86_64")]
 impl x86::block256::X86Block256<BYTES> for Iq2Xs {
     const UNIT_FACTOR: f32 = 0.125;
+    const TILE_FROM: usize = 2;
     const TILE_OFFSET: i32 = 43;
-    const TILE_CHAIN: usize = 1;
+    const TILE_CHAIN: usize = 2;
     const SHARED: usize = 16;
 
     #[inline]
@@ -93,7 +98,25 @@ impl x86::block256::X86Block256<BYTES> for Iq2Xs {
     #[target_feature(enable = "avx2")]
     unsafe fn integers(block: &[u8; BYTES], q: &mut [i8; 256]) {
         let indices = indices(block);
-        signed_integers(q, BY_HALVES, signs(block), |steps, s| eights(steps, &indices, s));
+        signed_integers(q, BY_HALVES, Signs::new(signs(block)), |steps, s| eights(steps, &indices, s));
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn scale_words(block: &[u8; BYTES]) -> (__m256i, __m256i) {
+        (x86::odd_nibbles(&block[66..]), _mm256_setzero_si256())
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn lines(rows: [&[u8; BYTES]; 8], out: &mut Lines<64>) {
+        let (mut own, mut minus) = ([const { Indices::NONE }; 8], [_mm256_setzero_si256(); 8]);
+        for r in 0..8 {
+            (own[r], minus[r]) = (indices(rows[r]), in_order(signs(rows[r])));
+        }
+        // SAFETY: AVX2 is on; nine bits are inside a codebook of 512.
+        let look_up = |e| unsafe { two_lines(&grids::IQ2_XS, |r| own[r].of(e)) };
+        put_signed(out, &Eights::new(minus), Self::TILE_OFFSET, look_up);
     }
 
     #[inline]
@@ -113,7 +136,7 @@ impl x86::block256::X86Block256<BYTES> for Iq2Xs {
 #[target_feature(enable = "avx2")]
 fn sums(block: &[u8; BYTES], indices: &Indices, x: &[u8; 256], _x_sums: __m256i) -> __m256i {
     let scales = Scales::odd_nibbles(&block[66..], BY_HALVES);
-    signed_sums(x, BY_HALVES, signs(block), scales, |steps, s| eights(steps, indices, s))
+    signed_sums(x, BY_HALVES, Signs::new(signs(block)), scales, |steps, s| eights(steps, indices, s))
 }
 
 /// Nine bits each.
@@ -126,13 +149,13 @@ fn indices(block: &[u8; BYTES]) -> Indices {
     Indices::new(nine_of(2), nine_of(34))
 }
 
-/// The seven bits above. Packing takes the lower halves first.
+/// The signs, from the seven bits above. Packing takes the lower halves first.
 #[cfg(target_arch = "x86_64")]
 #[inline]
 #[target_feature(enable = "avx2")]
-fn signs(block: &[u8; BYTES]) -> Signs {
+fn signs(block: &[u8; BYTES]) -> __m256i {
     let seven_of = |at| _mm256_srli_epi16::<9>(x86::load32(block, at));
-    Signs::new(even_signs(_mm256_packus_epi16(seven_of(2), seven_of(34))))
+    even_signs(_mm256_packus_epi16(seven_of(2), seven_of(34)))
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -16,7 +16,9 @@ use super::grids;
 #[cfg(target_arch = "x86_64")]
 use super::x86::{
     self, avx512 as wide,
-    codebook::{BY_HALVES, Scales, Signs, Steps, even_signs, signed_integers, signed_sums},
+    codebook::{BY_HALVES, Scales, Signs, Steps, even_signs, in_order, signed_integers, signed_sums},
+    lines::{Eights, put_signed, two_lines},
+    tile::Lines,
 };
 use crate::{Activation, Format};
 
@@ -67,22 +69,43 @@ impl Block256<BYTES> for Iq2Xxs {
 #[cfg(target_arch = "x86_64")]
 impl x86::block256::X86Block256<BYTES> for Iq2Xxs {
     const UNIT_FACTOR: f32 = 0.125;
+    const TILE_FROM: usize = 2;
     const TILE_OFFSET: i32 = 43;
-    const TILE_CHAIN: usize = 1;
+    const TILE_CHAIN: usize = 2;
     const SHARED: usize = 32;
 
     #[inline]
     #[target_feature(enable = "avx2")]
     unsafe fn sums(block: &[u8; BYTES], x: &[u8; 256], _x_sums: __m256i) -> (__m256i, __m256i) {
         let w = words(block);
-        let sums = signed_sums(x, BY_HALVES, signs(w), scales(w), |steps, s| eights(steps, block, s));
+        let sums =
+            signed_sums(x, BY_HALVES, Signs::new(signs(w)), scales(w), |steps, s| eights(steps, block, s));
         (sums, _mm256_setzero_si256())
     }
 
     #[inline]
     #[target_feature(enable = "avx2")]
     unsafe fn integers(block: &[u8; BYTES], q: &mut [i8; 256]) {
-        signed_integers(q, BY_HALVES, signs(words(block)), |steps, s| eights(steps, block, s));
+        signed_integers(q, BY_HALVES, Signs::new(signs(words(block))), |steps, s| eights(steps, block, s));
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn scale_words(block: &[u8; BYTES]) -> (__m256i, __m256i) {
+        (x86::top_scales(in_order(words(block))), _mm256_setzero_si256())
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn lines(rows: [&[u8; BYTES]; 8], out: &mut Lines<64>) {
+        let mut minus = [_mm256_setzero_si256(); 8];
+        for r in 0..8 {
+            minus[r] = in_order(signs(words(rows[r])));
+        }
+        // SAFETY: AVX2 is on; a byte is inside a codebook of 256.
+        let look_up =
+            |e: usize| unsafe { two_lines(&grids::IQ2_XXS, |r| rows[r][2 + 8 * (e / 4) + e % 4].into()) };
+        put_signed(out, &Eights::new(minus), Self::TILE_OFFSET, look_up);
     }
 
     #[inline]
@@ -117,7 +140,7 @@ fn eights(steps: &mut Steps<'_>, block: &[u8; BYTES], s: usize) -> __m256i {
 #[cfg(target_arch = "x86_64")]
 #[inline]
 #[target_feature(enable = "avx2")]
-fn signs(w: __m256i) -> Signs {
+fn signs(w: __m256i) -> __m256i {
     // The upper part of a word or of its halves moves up, the lower stays.
     let fourteens = _mm256_or_si256(
         _mm256_and_si256(w, _mm256_set1_epi32(0x3fff)),
@@ -127,7 +150,7 @@ fn signs(w: __m256i) -> Signs {
         _mm256_and_si256(fourteens, _mm256_set1_epi16(0x7f)),
         _mm256_and_si256(_mm256_slli_epi16::<1>(fourteens), _mm256_set1_epi16(0x7f << 8)),
     );
-    Signs::new(even_signs(sevens))
+    even_signs(sevens)
 }
 
 /// `2·scale + 1` from the top four bits of each word.

@@ -19,6 +19,8 @@ use super::grids;
 use super::x86::{
     self,
     fours::{both_halves, spread_signs},
+    lines::{Eights, put_signed},
+    tile::Lines,
 };
 use crate::{Activation, Format};
 
@@ -95,10 +97,20 @@ fn unsigned(indices: &[u16; 64], s: usize) -> __m256i {
     unsafe { FOURS.eight(|k| usize::from(indices[8 * s + k])) }
 }
 
+/// `2 · n + 1` of the low nibbles.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx2")]
+fn odd_nibbles(bytes: __m128i) -> __m128i {
+    let n = _mm_and_si128(bytes, _mm_set1_epi8(15));
+    _mm_or_si128(_mm_add_epi8(n, n), _mm_set1_epi8(1))
+}
+
 #[cfg(target_arch = "x86_64")]
 impl x86::block256::X86Block256<BYTES> for Iq3S {
+    const TILE_FROM: usize = 2;
     const TILE_OFFSET: i32 = 15;
-    const TILE_CHAIN: usize = 4;
+    const TILE_CHAIN: usize = 8;
     const SHARED: usize = 32;
 
     #[inline]
@@ -108,9 +120,7 @@ impl x86::block256::X86Block256<BYTES> for Iq3S {
         let signs = [both_halves(block, 74), both_halves(block, 90)];
         // Twice a nibble plus one, a byte each.
         let bytes = _mm_cvtsi32_si128(u32_at(block, 106) as i32);
-        let nibbles = _mm_unpacklo_epi8(bytes, _mm_srli_epi16::<4>(bytes));
-        let nibbles = _mm_and_si128(nibbles, _mm_set1_epi8(15));
-        let scales = _mm_or_si128(_mm_add_epi8(nibbles, nibbles), _mm_set1_epi8(1));
+        let scales = odd_nibbles(_mm_unpacklo_epi8(bytes, _mm_srli_epi16::<4>(bytes)));
         let scales = _mm256_broadcastsi128_si256(scales);
         let mut acc = _mm256_setzero_si256();
         macro_rules! step {
@@ -127,12 +137,22 @@ impl x86::block256::X86Block256<BYTES> for Iq3S {
 
     #[inline]
     #[target_feature(enable = "avx2")]
-    unsafe fn integers(block: &[u8; BYTES], q: &mut [i8; 256]) {
-        let indices = indices(block);
-        let signs = [both_halves(block, 74), both_halves(block, 90)];
-        for (s, q) in q.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-            x86::store32(x86::negated_where(spread_signs(signs[s / 4], s % 4), unsigned(&indices, s)), q);
+    unsafe fn scale_words(block: &[u8; BYTES]) -> (__m256i, __m256i) {
+        let bytes = _mm_cvtsi32_si128(u32_at(block, 106) as i32);
+        let scales = odd_nibbles(_mm_unpacklo_epi8(bytes, _mm_srli_epi16::<4>(bytes)));
+        (x86::each_twice(_mm_cvtepu8_epi16(scales)), _mm256_setzero_si256())
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn lines(rows: [&[u8; BYTES]; 8], out: &mut Lines<64>) {
+        let (mut own, mut signs) = ([[0; 64]; 8], [_mm256_setzero_si256(); 8]);
+        for r in 0..8 {
+            (own[r], signs[r]) = (indices(rows[r]), x86::load32(rows[r], 74));
         }
+        // SAFETY: an index has nine bits, for 512 rows.
+        let line = |k: usize| unsafe { FOURS.eight(|r| usize::from(own[r][k])) };
+        put_signed(out, &Eights::new(signs), Self::TILE_OFFSET, |e| [line(2 * e), line(2 * e + 1)]);
     }
 
     #[inline]

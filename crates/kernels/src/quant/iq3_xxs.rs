@@ -16,6 +16,8 @@ use super::grids;
 use super::x86::{
     self, avx512 as wide,
     fours::{even_signs, spread_signs},
+    lines::{Eights, put_signed},
+    tile::Lines,
 };
 use crate::{Activation, Format};
 
@@ -81,8 +83,9 @@ fn unsigned(block: &[u8; BYTES], s: usize) -> __m256i {
 #[cfg(target_arch = "x86_64")]
 impl x86::block256::X86Block256<BYTES> for Iq3Xxs {
     const UNIT_FACTOR: f32 = 0.25;
+    const TILE_FROM: usize = 2;
     const TILE_OFFSET: i32 = 62;
-    const TILE_CHAIN: usize = 1;
+    const TILE_CHAIN: usize = 2;
     const SHARED: usize = 32;
 
     #[inline]
@@ -108,11 +111,21 @@ impl x86::block256::X86Block256<BYTES> for Iq3Xxs {
 
     #[inline]
     #[target_feature(enable = "avx2")]
-    unsafe fn integers(block: &[u8; BYTES], q: &mut [i8; 256]) {
-        let signs = x86::halves_doubled(even_signs(x86::load32(block, 66)));
-        for (s, q) in q.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-            x86::store32(x86::negated_where(spread_signs(signs[s / 4], s % 4), unsigned(block, s)), q);
+    unsafe fn scale_words(block: &[u8; BYTES]) -> (__m256i, __m256i) {
+        (x86::top_scales(x86::load32(block, 66)), _mm256_setzero_si256())
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn lines(rows: [&[u8; BYTES]; 8], out: &mut Lines<64>) {
+        let mut minus = [_mm256_setzero_si256(); 8];
+        for r in 0..8 {
+            minus[r] = even_signs(x86::load32(rows[r], 66));
         }
+        // SAFETY: a byte is an index of 256 rows.
+        let line = |k: usize| unsafe { FOURS.eight(|r| usize::from(rows[r][2 + k])) };
+        let look_up = |e: usize| [line(2 * e), line(2 * e + 1)];
+        put_signed(out, &Eights::new(minus), Self::TILE_OFFSET, look_up);
     }
 
     #[inline]

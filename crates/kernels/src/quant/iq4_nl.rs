@@ -44,6 +44,8 @@ impl Block32<BYTES> for Iq4Nl {
 impl x86::block32::X86Block32<BYTES> for Iq4Nl {
     const OFFSET: i32 = 128;
     const WIDE: bool = true;
+    const TILE_FROM: usize = 6;
+    const TILE_TOP: i32 = 255;
     const TILE_CHAIN: usize = 0;
 
     #[inline]

@@ -67,7 +67,8 @@ impl Block256<BYTES> for Iq4Xs {
 
 #[cfg(target_arch = "x86_64")]
 impl x86::block256::X86Block256<BYTES> for Iq4Xs {
-    const TILE_CHAIN: usize = 0;
+    const TILE_FROM: usize = 4;
+    const TILE_CHAIN: usize = 0; // the levels span −127..=113
     const SHARED: usize = 32;
 
     #[inline]
@@ -87,16 +88,15 @@ impl x86::block256::X86Block256<BYTES> for Iq4Xs {
 
     #[inline]
     #[target_feature(enable = "avx2")]
-    unsafe fn pairs(block: &[u8; BYTES], s: usize, x: __m256i) -> __m256i {
-        x86::signed_pairs(x, x86::look_up(&grids::IQ4, x86::nibbles(block, 8 + 16 * s)))
+    unsafe fn raised(block: &[u8; BYTES], s: usize) -> __m256i {
+        x86::look_up(&grids::IQ4, x86::nibbles(block, 8 + 16 * s))
     }
 
     #[inline]
     #[target_feature(enable = "avx2")]
-    unsafe fn integers(block: &[u8; BYTES], q: &mut [i8; 256]) {
-        for (s, q) in q.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-            x86::store32(x86::look_up(&grids::IQ4, x86::nibbles(block, 8 + 16 * s)), q);
-        }
+    unsafe fn pairs(block: &[u8; BYTES], s: usize, x: __m256i) -> __m256i {
+        // SAFETY: AVX2 is on.
+        x86::signed_pairs(x, unsafe { Self::raised(block, s) })
     }
 
     #[inline]

@@ -53,7 +53,8 @@ pub(super) fn unit(e: u8) -> f32 {
 #[cfg(target_arch = "x86_64")]
 impl x86::block32::X86Block32<BYTES> for Mxfp4 {
     const OFFSET: i32 = 12;
-    const TILE_CHAIN: usize = 4;
+    const TILE_TOP: i32 = 24;
+    const TILE_CHAIN: usize = 8;
 
     #[inline]
     #[target_feature(enable = "avx2")]

@@ -66,14 +66,24 @@ impl Block256<BYTES> for Q2K {
 #[cfg(target_arch = "x86_64")]
 impl x86::block256::X86Block256<BYTES> for Q2K {
     const UNIT_AT: usize = 80;
+    const TILE_TOP: i32 = 3;
     const TILE_CHAIN: usize = 4;
     const SHARED: usize = 16;
 
     #[inline]
     #[target_feature(enable = "avx2")]
-    unsafe fn pairs(block: &[u8; BYTES], s: usize, x: __m256i) -> __m256i {
+    unsafe fn scale_words(block: &[u8; BYTES]) -> (__m256i, __m256i) {
+        let bytes = x86::load16(block, 0);
+        // (Seen through, the shuffles that follow would become dearer ones.)
+        let low = |v| x86::codebook::opaque(_mm256_cvtepu8_epi16(_mm_and_si128(v, _mm_set1_epi8(15))));
+        (low(bytes), low(_mm_srli_epi16::<4>(bytes)))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn raised(block: &[u8; BYTES], s: usize) -> __m256i {
         let qs = x86::load32(block, 16 + 32 * (s / 4));
-        _mm256_maddubs_epi16(x86::field(qs, 2 * (s % 4), 3), x)
+        x86::field(qs, 2 * (s % 4), 3)
     }
 
     #[inline]

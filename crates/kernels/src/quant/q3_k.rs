@@ -69,6 +69,7 @@ impl Block256<BYTES> for Q3K {
 impl x86::block256::X86Block256<BYTES> for Q3K {
     const OFFSET: i32 = 4;
     const UNIT_AT: usize = 108;
+    const TILE_TOP: i32 = 7;
     const TILE_CHAIN: usize = 4;
     const SHARED: usize = 16;
 
@@ -86,10 +87,10 @@ impl x86::block256::X86Block256<BYTES> for Q3K {
 
     #[inline]
     #[target_feature(enable = "avx2")]
-    unsafe fn pairs(block: &[u8; BYTES], s: usize, x: __m256i) -> __m256i {
+    unsafe fn raised(block: &[u8; BYTES], s: usize) -> __m256i {
         let low = x86::field(x86::load32(block, 32 + 32 * (s / 4)), 2 * (s % 4), 3);
         let top = x86::where_bit(x86::load32(block, 0), s, 4);
-        _mm256_maddubs_epi16(_mm256_or_si256(low, top), x)
+        _mm256_or_si256(low, top)
     }
 
     #[inline]

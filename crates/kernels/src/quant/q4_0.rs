@@ -53,6 +53,7 @@ fn quantize(x: &[f32], out: &mut [u8]) {
 #[cfg(target_arch = "x86_64")]
 impl x86::block32::X86Block32<BYTES> for Q4_0 {
     const OFFSET: i32 = 8;
+    const TILE_TOP: i32 = 15;
     const TILE_CHAIN: usize = 8;
 
     #[inline]

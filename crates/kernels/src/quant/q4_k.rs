@@ -61,6 +61,7 @@ impl Block256<BYTES> for Q4K {
 
 #[cfg(target_arch = "x86_64")]
 impl x86::block256::X86Block256<BYTES> for Q4K {
+    const TILE_TOP: i32 = 15;
     const TILE_CHAIN: usize = 8;
     const SHARED: usize = 32;
 
@@ -73,9 +74,9 @@ impl x86::block256::X86Block256<BYTES> for Q4K {
 
     #[inline]
     #[target_feature(enable = "avx2")]
-    unsafe fn pairs(block: &[u8; BYTES], s: usize, x: __m256i) -> __m256i {
+    unsafe fn raised(block: &[u8; BYTES], s: usize) -> __m256i {
         let qs = x86::load32(block, 16 + 32 * (s / 2));
-        _mm256_maddubs_epi16(x86::field(qs, 4 * (s % 2), 15), x)
+        x86::field(qs, 4 * (s % 2), 15)
     }
 
     #[inline]

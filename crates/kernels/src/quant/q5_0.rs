@@ -58,7 +58,8 @@ fn quantize(x: &[f32], out: &mut [u8]) {
 #[cfg(target_arch = "x86_64")]
 impl x86::block32::X86Block32<BYTES> for Q5_0 {
     const OFFSET: i32 = 16;
-    const TILE_CHAIN: usize = 4;
+    const TILE_TOP: i32 = 31;
+    const TILE_CHAIN: usize = 8;
 
     #[inline]
     #[target_feature(enable = "avx2")]

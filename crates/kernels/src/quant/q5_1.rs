@@ -61,6 +61,7 @@ fn quantize(x: &[f32], out: &mut [u8]) {
 #[cfg(target_arch = "x86_64")]
 impl x86::block32::X86Block32<BYTES> for Q5_1 {
     const OFFSET: i32 = 0;
+    const TILE_TOP: i32 = 31;
     const TILE_CHAIN: usize = 4;
 
     #[inline]

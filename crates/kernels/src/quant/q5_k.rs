@@ -61,6 +61,7 @@ impl Block256<BYTES> for Q5K {
 
 #[cfg(target_arch = "x86_64")]
 impl x86::block256::X86Block256<BYTES> for Q5K {
+    const TILE_TOP: i32 = 31;
     const TILE_CHAIN: usize = 4;
     const SHARED: usize = 32;
 
@@ -73,10 +74,10 @@ impl x86::block256::X86Block256<BYTES> for Q5K {
 
     #[inline]
     #[target_feature(enable = "avx2")]
-    unsafe fn pairs(block: &[u8; BYTES], s: usize, x: __m256i) -> __m256i {
+    unsafe fn raised(block: &[u8; BYTES], s: usize) -> __m256i {
         let low = x86::field(x86::load32(block, 48 + 32 * (s / 2)), 4 * (s % 2), 15);
         let top = x86::where_bit(x86::load32(block, 16), s, 16);
-        _mm256_maddubs_epi16(_mm256_or_si256(low, top), x)
+        _mm256_or_si256(low, top)
     }
 
     #[inline]

@@ -66,16 +66,17 @@ impl Block256<BYTES> for Q6K {
 impl x86::block256::X86Block256<BYTES> for Q6K {
     const OFFSET: i32 = 32;
     const UNIT_AT: usize = 208;
-    const TILE_CHAIN: usize = 2;
+    const TILE_TOP: i32 = 63;
+    const TILE_CHAIN: usize = 4;
     const SHARED: usize = 16;
 
     #[inline]
     #[target_feature(enable = "avx2")]
-    unsafe fn pairs(block: &[u8; BYTES], s: usize, x: __m256i) -> __m256i {
+    unsafe fn raised(block: &[u8; BYTES], s: usize) -> __m256i {
         let (half, g) = (s / 4, s % 4);
         let low = x86::field(x86::load32(block, 64 * half + 32 * (g % 2)), 4 * (g / 2), 15);
         let top = x86::field(x86::load32(block, 128 + 32 * half), 2 * g, 3);
-        _mm256_maddubs_epi16(_mm256_or_si256(low, _mm256_slli_epi16::<4>(top)), x)
+        _mm256_or_si256(low, _mm256_slli_epi16::<4>(top))
     }
 
     #[inline]

@@ -58,6 +58,7 @@ fn quantize(x: &[f32], out: &mut [u8]) {
 impl x86::block32::X86Block32<BYTES> for Q8_0 {
     const OFFSET: i32 = 128;
     const WIDE: bool = true;
+    const TILE_TOP: i32 = 255;
     const TILE_CHAIN: usize = 0;
 
     #[inline]

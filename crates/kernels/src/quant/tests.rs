@@ -178,8 +178,12 @@ fn tiles_equal_scalar() {
             ] {
                 let n = n_blocks * f.block_elements.max(16);
                 let w: Vec<u8> = (0..n_rows).flat_map(|r| random_row(f, n, r as u64 + 7)).collect();
-                let x: Vec<_> =
-                    (0..n_columns).map(|c| quantized(f.activation, &floats(n, 30 + c, 2.0))).collect();
+                // Every other column is at the extremes: ±127 throughout.
+                let column = |c: u64| {
+                    let x = floats(n, 30 + c, 2.0);
+                    if c.is_multiple_of(2) { x } else { x.iter().map(|x| x.signum()).collect() }
+                };
+                let x: Vec<_> = (0..n_columns).map(|c| quantized(f.activation, &column(c))).collect();
                 let columns: Vec<&[u8]> = x.iter().map(Vec::as_slice).collect();
                 let mut y = vec![[f32::NAN; TILE_ROWS]; columns.len()];
                 // SAFETY: the instruction set is supported; lengths are those of rows.

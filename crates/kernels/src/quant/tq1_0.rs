@@ -13,7 +13,10 @@ use std::arch::x86_64::*;
 use super::block32::half_at;
 use super::block256::{self, Block256};
 #[cfg(target_arch = "x86_64")]
-use super::x86::{self, codebook::put32};
+use super::x86::{
+    self,
+    tile::{Lines, put_lines, transposed},
+};
 use crate::{Activation, Format};
 
 pub(super) const BYTES: usize = 54;
@@ -84,9 +87,21 @@ impl x86::block256::X86Block256<BYTES> for Tq1_0 {
 
     #[inline]
     #[target_feature(enable = "avx2")]
-    unsafe fn integers(block: &[u8; BYTES], q: &mut [i8; 256]) {
-        for (s, v) in vectors(block).into_iter().enumerate() {
-            put32(q, s, v);
+    unsafe fn scale_words(_block: &[u8; BYTES]) -> (__m256i, __m256i) {
+        (_mm256_set1_epi16(1), _mm256_setzero_si256())
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn lines(rows: [&[u8; BYTES]; 8], out: &mut Lines<64>) {
+        let mut q = [[_mm256_setzero_si256(); 8]; 8];
+        for r in 0..8 {
+            for (s, v) in vectors(rows[r]).into_iter().enumerate() {
+                q[s][r] = _mm256_add_epi8(v, _mm256_set1_epi8(1));
+            }
+        }
+        for (q, out) in q.into_iter().zip(out.as_chunks_mut::<8>().0) {
+            put_lines(transposed(q), out);
         }
     }
 

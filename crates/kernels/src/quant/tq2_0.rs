@@ -61,14 +61,21 @@ impl Block256<BYTES> for Tq2_0 {
 impl x86::block256::X86Block256<BYTES> for Tq2_0 {
     const OFFSET: i32 = 1;
     const UNIT_AT: usize = 64;
+    const TILE_TOP: i32 = 3;
     const TILE_CHAIN: usize = 8;
     const SHARED: usize = 32;
 
     #[inline]
     #[target_feature(enable = "avx2")]
-    unsafe fn pairs(block: &[u8; BYTES], s: usize, x: __m256i) -> __m256i {
+    unsafe fn scale_words(_block: &[u8; BYTES]) -> (__m256i, __m256i) {
+        (_mm256_set1_epi16(1), _mm256_setzero_si256())
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn raised(block: &[u8; BYTES], s: usize) -> __m256i {
         let qs = x86::load32(block, 32 * (s / 4));
-        _mm256_maddubs_epi16(x86::field(qs, 2 * (s % 4), 3), x)
+        x86::field(qs, 2 * (s % 4), 3)
     }
 
     #[inline]

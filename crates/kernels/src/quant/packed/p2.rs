@@ -18,7 +18,7 @@ use super::{Form, Steps, element};
 use crate::quant::block32::half_at;
 use crate::quant::block256::Block256;
 #[cfg(target_arch = "x86_64")]
-use crate::quant::x86::{self, block256::X86Block256, packed::Column, packed::Lanes};
+use crate::quant::x86::{self, block256::X86Block256, packed::Column, packed::Lanes, tile::Lines};
 
 pub(in crate::quant) const BYTES: usize = 82;
 pub(in crate::quant) const GROUPS_AT: usize = 64;
@@ -98,6 +98,38 @@ fn second_on_top(groups: __m256i) -> __m256i {
     _mm256_slli_epi16::<9>(groups)
 }
 
+/// The integers of the steps, plus `raise`.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx2")]
+fn values(block: &[u8; BYTES], raise: i8) -> [__m256i; 8] {
+    let groups = groups(block);
+    // −8 ± 1 in both bytes of a group's word, per eight.
+    let shift = |on_top| {
+        let minus = _mm256_srai_epi16::<15>(on_top);
+        _mm256_add_epi8(_mm256_add_epi8(minus, minus), _mm256_set1_epi8(raise - 7))
+    };
+    let shifts = [shift(groups), shift(second_on_top(groups))];
+    let (a, b) = (x86::load32(block, 0), x86::load32(block, 32));
+    // The two bits on their way to bit 3.
+    macro_rules! step {
+        ($v:ident, $eight:literal, $shift:ident $by:literal) => {{
+            let u = _mm256_and_si256($shift::<$by>($v), _mm256_set1_epi8(3 << 3));
+            _mm256_add_epi8(u, shifts[$eight])
+        }};
+    }
+    [
+        step!(a, 0, _mm256_slli_epi16 3),
+        step!(b, 0, _mm256_slli_epi16 3),
+        step!(a, 0, _mm256_slli_epi16 1),
+        step!(b, 0, _mm256_slli_epi16 1),
+        step!(a, 1, _mm256_srli_epi16 1),
+        step!(b, 1, _mm256_srli_epi16 1),
+        step!(a, 1, _mm256_srli_epi16 3),
+        step!(b, 1, _mm256_srli_epi16 3),
+    ]
+}
+
 #[cfg(target_arch = "x86_64")]
 impl X86Block256<BYTES> for P2 {
     const UNIT_AT: usize = UNIT_AT;
@@ -115,34 +147,13 @@ impl X86Block256<BYTES> for P2 {
     #[inline]
     #[target_feature(enable = "avx2")]
     unsafe fn integers(block: &[u8; BYTES], q: &mut [i8; 256]) {
-        let groups = groups(block);
-        // −8 ± 1 in both bytes of a group's word, per eight.
-        let shift = |on_top| {
-            let minus = _mm256_srai_epi16::<15>(on_top);
-            _mm256_add_epi8(_mm256_add_epi8(minus, minus), _mm256_set1_epi8(-7))
-        };
-        let shifts = [shift(groups), shift(second_on_top(groups))];
-        let (a, b) = (x86::load32(block, 0), x86::load32(block, 32));
-        // The two bits on their way to bit 3.
-        macro_rules! step {
-            ($v:ident, $eight:literal, $shift:ident $by:literal) => {{
-                let u = _mm256_and_si256($shift::<$by>($v), _mm256_set1_epi8(3 << 3));
-                _mm256_add_epi8(u, shifts[$eight])
-            }};
-        }
-        x86::packed::put_steps(
-            [
-                step!(a, 0, _mm256_slli_epi16 3),
-                step!(b, 0, _mm256_slli_epi16 3),
-                step!(a, 0, _mm256_slli_epi16 1),
-                step!(b, 0, _mm256_slli_epi16 1),
-                step!(a, 1, _mm256_srli_epi16 1),
-                step!(b, 1, _mm256_srli_epi16 1),
-                step!(a, 1, _mm256_srli_epi16 3),
-                step!(b, 1, _mm256_srli_epi16 3),
-            ],
-            q,
-        );
+        x86::packed::put_steps(values(block, 0), q);
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn lines(rows: [&[u8; BYTES]; 8], out: &mut Lines<64>) {
+        x86::packed::put_lines(rows, |block| values(block, Self::TILE_OFFSET as i8), out);
     }
 
     #[inline]

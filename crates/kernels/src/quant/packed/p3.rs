@@ -15,7 +15,7 @@ use super::{Form, Steps, element};
 use crate::quant::block32::half_at;
 use crate::quant::block256::Block256;
 #[cfg(target_arch = "x86_64")]
-use crate::quant::x86::{self, block256::X86Block256, packed::Column, packed::Lanes};
+use crate::quant::x86::{self, block256::X86Block256, packed::Column, packed::Lanes, tile::Lines};
 
 pub(in crate::quant) const BYTES: usize = 114;
 pub(in crate::quant) const SCALES_AT: usize = 96;
@@ -140,7 +140,7 @@ impl X86Block256<BYTES> for P3 {
     const OFFSET: i32 = RAISE as i32;
     const UNIT_AT: usize = UNIT_AT;
     const UNIT_FACTOR: f32 = 0.125;
-    const TILE_CHAIN: usize = 1;
+    const TILE_CHAIN: usize = 2;
     const SHARED: usize = 16;
 
     #[inline]
@@ -153,6 +153,12 @@ impl X86Block256<BYTES> for P3 {
     #[target_feature(enable = "avx2")]
     unsafe fn integers(block: &[u8; BYTES], q: &mut [i8; 256]) {
         x86::packed::put_steps(values(block, VALUES), q);
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn lines(rows: [&[u8; BYTES]; 8], out: &mut Lines<64>) {
+        x86::packed::put_lines(rows, |block| values(block, RAISED), out);
     }
 
     #[inline]

@@ -1,10 +1,11 @@
 //! Blocks of 256 with AVX2 and with AVX-512 (VNNI): four rows at a time, so that the sums of a block column are added and scaled side by side.
 
 use std::arch::x86_64::*;
+use std::marker::PhantomData;
 
 use super::avx512::load64;
-use super::tile::{self, Panel};
-use super::{fetch, four_totals, four_units, load32, signed_pairs, tile512};
+use super::tile::{self, Form, Lines, Panel};
+use super::{fetch, four_totals, four_units, load32, tile512};
 use crate::activation::Q8kRow;
 use crate::quant::block256::{Block256, u32_at};
 use crate::{Kernels, TILE_ROWS};
@@ -17,12 +18,13 @@ pub(in crate::quant) trait X86Block256<const N: usize>: Block256<N> {
     const UNIT_AT: usize = 0;
     /// What the half is multiplied with to give the unit; a power of two.
     const UNIT_FACTOR: f32 = 1.0;
-    /// From how many activation rows on a tile is faster than rows.
-    const TILE_FROM: usize = 4;
-    /// What makes the integers unsigned for a tile.
+    /// From how many activation rows on an AVX2 tile is faster than rows.
+    const TILE_FROM: usize = 3;
+    /// What [`X86Block256::lines`] adds to the integers to make them unsigned; 0 where the tile works on words.
     const TILE_OFFSET: i32 = Self::OFFSET;
-    /// How many sums of two products of the unsigned integers with activations sixteen bits can hold, and at most as many as
-    /// share a scale: 1, 2, 4 (sixteen elements) or 8 (32). With 0 the tile works on words instead.
+    /// The largest integer with that offset.
+    const TILE_TOP: i32 = 2 * Self::TILE_OFFSET;
+    /// Steps of four elements whose products are added in sixteen bits, see [`Form`]. With 0 the tile works on words instead.
     const TILE_CHAIN: usize;
     /// What [`X86Block256::wide`] adds to the integers.
     const WIDE_OFFSET: i32 = Self::OFFSET;
@@ -49,19 +51,30 @@ pub(in crate::quant) trait X86Block256<const N: usize>: Block256<N> {
         unsafe { (_mm256_loadu_si256(scale.as_ptr().cast()), _mm256_loadu_si256(min.as_ptr().cast())) }
     }
 
-    /// Products of the 32 integers from `32 · s` with `x`, as sixteen sums of neighbouring two. Not used where a format has its own
-    /// [`X86Block256::sums`].
+    /// The 32 integers from `32 · s` plus [`X86Block256::OFFSET`]. Not used where a format has its own [`X86Block256::sums`] and
+    /// [`X86Block256::lines`].
+    ///
+    /// # Safety
+    /// AVX2.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn raised(block: &[u8; N], s: usize) -> __m256i {
+        let mut q = [0; 256];
+        Self::quants(block, &mut q);
+        // SAFETY: thirty-two readable bytes; the load needs no alignment.
+        let q = unsafe { _mm256_loadu_si256(q.as_chunks::<32>().0[s].as_ptr().cast()) };
+        _mm256_add_epi8(q, _mm256_set1_epi8(Self::OFFSET as u8 as i8))
+    }
+
+    /// Products of the 32 integers from `32 · s`, raised, with `x`, as sixteen sums of neighbouring two.
     ///
     /// # Safety
     /// AVX2.
     #[inline]
     #[target_feature(enable = "avx2")]
     unsafe fn pairs(block: &[u8; N], s: usize, x: __m256i) -> __m256i {
-        let mut q = [0; 256];
-        Self::quants(block, &mut q);
-        // SAFETY: thirty-two readable bytes; the load needs no alignment.
-        let q = unsafe { _mm256_loadu_si256(q.as_chunks::<32>().0[s].as_ptr().cast()) };
-        signed_pairs(q, x)
+        // SAFETY: AVX2 is on.
+        _mm256_maddubs_epi16(unsafe { Self::raised(block, s) }, x)
     }
 
     /// The 64 integers from `64 · s` with their offset as unsigned bytes, of which those with a bit set in the mask count negative.
@@ -132,7 +145,7 @@ pub(in crate::quant) trait X86Block256<const N: usize>: Block256<N> {
         ([p0, p1, p2, p3], [m0, m1, m2, m3])
     }
 
-    /// The block's integers, for a tile.
+    /// The block's integers.
     ///
     /// # Safety
     /// AVX2.
@@ -159,6 +172,30 @@ pub(in crate::quant) trait X86Block256<const N: usize>: Block256<N> {
             }
         }
     }
+
+    /// The integers of eight rows' blocks, made unsigned, line by line.
+    ///
+    /// # Safety
+    /// AVX2.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn lines(rows: [&[u8; N]; 8], out: &mut Lines<64>) {
+        const { assert!(Self::TILE_OFFSET == Self::OFFSET, "as `raised` has it") };
+        let [a, b, c, d, e, f, g, h] = rows;
+        macro_rules! step {
+            ($($s:literal)*) => {$(
+                // SAFETY: AVX2 is on.
+                let rows = unsafe {
+                    [
+                        Self::raised(a, $s), Self::raised(b, $s), Self::raised(c, $s), Self::raised(d, $s),
+                        Self::raised(e, $s), Self::raised(f, $s), Self::raised(g, $s), Self::raised(h, $s),
+                    ]
+                };
+                tile::put_lines(tile::transposed(rows), &mut out.as_chunks_mut::<8>().0[$s]);
+            )*};
+        }
+        step!(0 1 2 3 4 5 6 7);
+    }
 }
 
 /// The AVX2 kernels.
@@ -166,9 +203,12 @@ pub(in crate::quant) const fn avx2<B: X86Block256<N>, const N: usize>() -> Kerne
     Kernels { rows: rows_avx2::<B, N>, tile: Some((tile_avx2::<B, N>, B::TILE_FROM)) }
 }
 
+/// From how many activation rows on an AVX-512 tile is taken (a guess: nobody has timed it).
+const TILE_FROM_AVX512: usize = 4;
+
 /// The AVX-512 kernels.
 pub(in crate::quant) const fn avx512<B: X86Block256<N>, const N: usize>() -> Kernels {
-    Kernels { rows: rows_avx512::<B, N>, tile: Some((tile_avx512::<B, N>, B::TILE_FROM)) }
+    Kernels { rows: rows_avx512::<B, N>, tile: Some((tile_avx512::<B, N>, TILE_FROM_AVX512)) }
 }
 
 macro_rules! rows {
@@ -299,6 +339,17 @@ unsafe fn sums_avx512<B: X86Block256<N>, const N: usize>(
     (acc, if B::MIN { _mm256_madd_epi16(mins, x_sums) } else { _mm256_setzero_si256() })
 }
 
+/// What a tile must know of `B`.
+struct Of<B, const N: usize>(PhantomData<B>);
+
+impl<B: X86Block256<N>, const N: usize> Form for Of<B, N> {
+    const CHAIN: usize = B::TILE_CHAIN;
+    const OFFSET: i32 = B::TILE_OFFSET;
+    const TOP: i32 = B::TILE_TOP;
+    const MIN: bool = B::MIN;
+    const SHARED: usize = B::SHARED;
+}
+
 /// # Safety
 /// That of [`Tile`](crate::Tile), for AVX2 and F16C.
 #[target_feature(enable = "avx2,f16c")]
@@ -312,63 +363,60 @@ pub(super) unsafe fn tile_avx2<B: X86Block256<N>, const N: usize>(
     let n_blocks = n / 256;
     let blocks = &weights.as_chunks::<N>().0[..n_blocks * n_rows];
     y.fill([0.0; TILE_ROWS]);
-    let mut panel = Panel::new();
+    let (mut panel, mut ready) = (Panel::new(), tile::NONE_READY);
     for b in 0..n_blocks {
         for v in 0..n_rows.div_ceil(8) {
-            let rows = (8 * v..n_rows.min(8 * v + 8)).map(|r| &blocks[r * n_blocks + b]);
+            // Rows past the end are the last one again.
+            let rows = std::array::from_fn(|r| &blocks[(8 * v + r).min(n_rows - 1) * n_blocks + b]);
             // SAFETY: AVX2 and F16C are on.
             unsafe { unpack::<B, N>(&mut panel, v, rows) };
         }
-        // (Associated constants cannot be constant arguments, so each case is spelled out; only one is compiled.)
-        macro_rules! add {
-            ($($chain:literal)*) => {
-                match (B::TILE_CHAIN, B::MIN) {
-                    $(
-                        ($chain, true) => {
-                            tile::block_of_256::<true, $chain>(&panel, b, n_rows, B::TILE_OFFSET, columns, n, y);
-                        }
-                        ($chain, false) => {
-                            tile::block_of_256::<false, $chain>(&panel, b, n_rows, B::TILE_OFFSET, columns, n, y);
-                        }
-                    )*
-                    _ => unreachable!("a chain of 0, 1, 2, 4 or 8"),
-                }
-            };
-        }
-        add!(0 1 2 4 8);
+        tile::block_of_256::<Of<B, N>>(&panel, b, n_rows, columns, &mut ready, n, y);
     }
 }
 
-/// One block each of up to eight rows into group `v` of a panel.
+/// One block each of eight rows into group `v` of a panel.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
-unsafe fn unpack<'a, B: X86Block256<N>, const N: usize>(
-    panel: &mut Panel,
-    v: usize,
-    rows: impl Iterator<Item = &'a [u8; N]>,
-) {
-    let (mut bytes, mut words) = ([[0; 256]; 8], [[0; 256]; 8]);
-    let (mut scales, mut mins) = ([[0; 16]; 8], [[0; 16]; 8]);
-    let mut q = [0; 256];
-    for (r, block) in rows.enumerate() {
+unsafe fn unpack<B: X86Block256<N>, const N: usize>(panel: &mut Panel, v: usize, rows: [&[u8; N]; 8]) {
+    let mut scales = [_mm256_setzero_si256(); 8];
+    let mut mins = scales;
+    let (mut d, mut m) = ([0; 8], [0; 8]);
+    for r in 0..8 {
+        // The next block of this row.
+        fetch(rows[r], N);
         // SAFETY: AVX2 is on.
-        unsafe { B::integers(block, &mut q) };
-        B::scales(block, &mut scales[r], &mut mins[r]);
-        if B::TILE_CHAIN == 0 {
-            tile::scaled(&q, &scales[r], &mut words[r]);
-        } else {
-            tile::shifted(&q, B::TILE_OFFSET, &mut bytes[r]);
-        }
-        (panel.d[0][8 * v + r], panel.m[0][8 * v + r]) = tile::units(B::halves(block), B::UNIT_FACTOR);
+        (scales[r], mins[r]) = unsafe { B::scale_words(rows[r]) };
+        let halves = B::halves(rows[r]);
+        (d[r], m[r]) = (halves as u16, (halves >> 16) as u16);
     }
-    if B::TILE_CHAIN == 0 {
-        panel.fill_words(v, &words);
-    } else {
-        panel.fill_bytes(v, &bytes);
-        panel.fill_scales(v, &scales);
-    }
+    tile::put_units(&d, B::UNIT_FACTOR, &mut panel.d[0].as_chunks_mut().0[v]);
     if B::MIN {
-        panel.fill_mins(v, &mins);
+        tile::put_units(&m, B::UNIT_FACTOR, &mut panel.m[0].as_chunks_mut().0[v]);
+        panel.fill_mins::<Of<B, N>>(v, mins);
+    }
+    if B::TILE_CHAIN > 0 {
+        panel.fill_scales::<Of<B, N>>(v, scales);
+        // SAFETY: AVX2 is on.
+        unsafe { B::lines(rows, panel.bytes(v)) };
+        return;
+    }
+    for s in 0..8 {
+        let (mut low, mut high) = (scales, scales);
+        for r in 0..8 {
+            // SAFETY: AVX2 is on.
+            let [a, b] = tile::widened(unsafe { B::raised(rows[r], s) });
+            let order = |group: usize| _mm256_set1_epi16(2 * group as i16 * 0x0101 + 0x0100);
+            let both = if s < 4 {
+                _mm256_permute2x128_si256::<0x00>(scales[r], scales[r])
+            } else {
+                _mm256_permute2x128_si256::<0x11>(scales[r], scales[r])
+            };
+            low[r] = _mm256_mullo_epi16(a, _mm256_shuffle_epi8(both, order(2 * s % 8)));
+            high[r] = _mm256_mullo_epi16(b, _mm256_shuffle_epi8(both, order(2 * s % 8 + 1)));
+        }
+        panel.fill_words(v, 2 * s, low);
+        panel.fill_words(v, 2 * s + 1, high);
     }
 }
 

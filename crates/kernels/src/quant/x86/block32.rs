@@ -1,9 +1,10 @@
 //! Blocks of 32 with AVX2, and with AVX-512's byte dot products (VNNI): what a format gives, and its tiles. Rows are in [`rows32`].
 
 use std::arch::x86_64::*;
+use std::marker::PhantomData;
 
-use super::tile::{self, Panel};
-use super::{four_units, rows32, tile512};
+use super::tile::{self, Form, Panel};
+use super::{fetch, four_units, rows32, tile512};
 use crate::quant::block32::Block32;
 use crate::{Kernels, TILE_ROWS};
 
@@ -13,10 +14,11 @@ pub(in crate::quant) trait X86Block32<const N: usize>: Block32<N> {
     const OFFSET: i32;
     /// Whether two unsigned products may exceed sixteen bits; AVX2 then multiplies signed.
     const WIDE: bool = false;
-    /// From how many activation rows on a tile is faster than rows.
+    /// From how many activation rows on an AVX2 tile is faster than rows.
     const TILE_FROM: usize = 4;
-    /// How many sums of two products of the unsigned integers with activations sixteen bits can hold: 4 or 8. With 0 the tile works on
-    /// words instead.
+    /// The largest integer with its offset.
+    const TILE_TOP: i32;
+    /// Steps of four elements whose products are added in sixteen bits, see [`Form`]. With 0 the tile works on words instead.
     const TILE_CHAIN: usize;
 
     /// The integers plus the offset, as unsigned bytes.
@@ -73,9 +75,23 @@ pub(in crate::quant) const fn avx2<B: X86Block32<N>, const N: usize>() -> Kernel
     Kernels { rows: rows32::rows_avx2::<B, N>, tile: Some((tile_avx2::<B, N>, B::TILE_FROM)) }
 }
 
+/// From how many activation rows on an AVX-512 tile is taken (a guess: nobody has timed it).
+const TILE_FROM_AVX512: usize = 4;
+
 /// The AVX-512 kernels.
 pub(in crate::quant) const fn avx512<B: X86Block32<N>, const N: usize>() -> Kernels {
-    Kernels { rows: rows32::rows_avx512::<B, N>, tile: Some((tile_avx512::<B, N>, B::TILE_FROM)) }
+    Kernels { rows: rows32::rows_avx512::<B, N>, tile: Some((tile_avx512::<B, N>, TILE_FROM_AVX512)) }
+}
+
+/// What a tile must know of `B`.
+struct Of<B, const N: usize>(PhantomData<B>);
+
+impl<B: X86Block32<N>, const N: usize> Form for Of<B, N> {
+    const CHAIN: usize = B::TILE_CHAIN;
+    const OFFSET: i32 = B::OFFSET;
+    const TOP: i32 = B::TILE_TOP;
+    const MIN: bool = B::MIN;
+    const SHARED: usize = 32;
 }
 
 /// # Safety
@@ -91,65 +107,54 @@ unsafe fn tile_avx2<B: X86Block32<N>, const N: usize>(
     let n_blocks = n / 32;
     let blocks = &weights.as_chunks::<N>().0[..n_blocks * n_rows];
     y.fill([0.0; TILE_ROWS]);
-    let mut panel = Panel::new();
+    let (mut panel, mut ready) = (Panel::new(), tile::NONE_READY);
     for first in (0..n_blocks).step_by(8) {
         let count = 8.min(n_blocks - first);
+        for row in blocks.chunks_exact(n_blocks) {
+            // The next eight blocks of this row.
+            fetch(row[first..first + count].as_flattened(), count * N);
+        }
         for v in 0..n_rows.div_ceil(8) {
-            let rows = (8 * v..n_rows.min(8 * v + 8)).map(|r| &blocks[r * n_blocks + first..][..count]);
-            // SAFETY: this function has its features.
-            unsafe { unpack::<B, N>(&mut panel, v, rows) };
+            for s in 0..count {
+                // Rows past the end are the last one again.
+                let row = |r: usize| &blocks[(8 * v + r).min(n_rows - 1) * n_blocks + first + s];
+                // SAFETY: this function has its features.
+                unsafe { unpack::<B, N>(&mut panel, v, s, std::array::from_fn(row)) };
+            }
         }
-        // (Associated constants cannot be constant arguments, so each case is spelled out; only one is compiled.)
-        macro_rules! add {
-            ($($chain:literal)*) => {
-                match (B::TILE_CHAIN, B::MIN) {
-                    $(
-                        ($chain, true) => {
-                            tile::blocks_of_32::<true, $chain>(&panel, first, count, n_rows, B::OFFSET, columns, n, y);
-                        }
-                        ($chain, false) => {
-                            tile::blocks_of_32::<false, $chain>(&panel, first, count, n_rows, B::OFFSET, columns, n, y);
-                        }
-                    )*
-                    _ => unreachable!("a chain of 0, 4 or 8"),
-                }
-            };
-        }
-        add!(0 4 8);
+        tile::blocks_of_32::<Of<B, N>>(&panel, first, count, n_rows, columns, &mut ready, n, y);
     }
 }
 
-/// At most eight blocks each of up to eight rows into group `v` of a panel.
+/// One block each of eight rows into place `s` of group `v` of a panel.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
-unsafe fn unpack<'a, B: X86Block32<N>, const N: usize>(
+unsafe fn unpack<B: X86Block32<N>, const N: usize>(
     panel: &mut Panel,
     v: usize,
-    rows: impl Iterator<Item = &'a [[u8; N]]>,
+    s: usize,
+    rows: [&[u8; N]; 8],
 ) {
-    let (mut bytes, mut words) = ([[0; 256]; 8], [[0; 256]; 8]);
-    for (r, row) in rows.enumerate() {
-        for (s, block) in row.iter().enumerate() {
-            // SAFETY: this function has their features; thirty-two bytes into an array of thirty-two.
-            let (d, m) = unsafe {
-                let q = B::load(block);
-                if B::TILE_CHAIN == 0 {
-                    let q = _mm256_sub_epi8(q, _mm256_set1_epi8(B::OFFSET as u8 as i8));
-                    tile::widened(q, &mut words[r].as_chunks_mut::<32>().0[s]);
-                } else {
-                    let bytes: &mut [u8; 32] = &mut bytes[r].as_chunks_mut::<32>().0[s];
-                    _mm256_storeu_si256(bytes.as_mut_ptr().cast(), q);
-                }
-                B::units([block; 4])
-            };
-            (panel.d[s][8 * v + r], panel.m[s][8 * v + r]) = (_mm_cvtss_f32(d), _mm_cvtss_f32(m));
+    let [a, b, c, d, e, f, g, h] = rows;
+    // SAFETY: this function has their features; four floats into halves of eight.
+    let q = unsafe {
+        for (half, four) in [[a, b, c, d], [e, f, g, h]].into_iter().enumerate() {
+            let (d, m) = B::units(four);
+            _mm_storeu_ps(panel.d[s].as_chunks_mut::<4>().0[2 * v + half].as_mut_ptr(), d);
+            _mm_storeu_ps(panel.m[s].as_chunks_mut::<4>().0[2 * v + half].as_mut_ptr(), m);
         }
+        [B::load(a), B::load(b), B::load(c), B::load(d), B::load(e), B::load(f), B::load(g), B::load(h)]
+    };
+    if B::TILE_CHAIN > 0 {
+        tile::put_lines(tile::transposed(q), &mut panel.bytes(v).as_chunks_mut::<8>().0[s]);
+        return;
     }
-    if B::TILE_CHAIN == 0 {
-        panel.fill_words(v, &words);
-    } else {
-        panel.fill_bytes(v, &bytes);
+    let (mut low, mut high) = (q, q);
+    for r in 0..8 {
+        [low[r], high[r]] = tile::widened(_mm256_sub_epi8(q[r], _mm256_set1_epi8(B::OFFSET as u8 as i8)));
     }
+    panel.fill_words(v, 2 * s, low);
+    panel.fill_words(v, 2 * s + 1, high);
 }
 
 /// # Safety

@@ -27,7 +27,7 @@ pub(in crate::quant) unsafe fn four_of<const N: usize>(codebook: &[u64; N], inde
 /// The vector itself, with its origin hidden from the optimiser.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn opaque(mut v: __m256i) -> __m256i {
+pub(in crate::quant) fn opaque(mut v: __m256i) -> __m256i {
     // SAFETY: no instruction at all.
     unsafe { asm!("/* {v} */", v = inlateout(ymm_reg) v, options(pure, nomem, nostack, preserves_flags)) };
     v
@@ -113,6 +113,15 @@ impl<'a> Steps<'a> {
 pub(in crate::quant) struct Indices([u16; 32]);
 
 impl Indices {
+    /// For an array that is about to be filled.
+    pub(in crate::quant) const NONE: Indices = Indices([0; 32]);
+
+    /// That of eight `e`.
+    #[inline(always)]
+    pub(in crate::quant) fn of(&self, e: usize) -> usize {
+        self.0[e].into()
+    }
+
     /// From words 0–15 and 16–31.
     #[inline]
     #[target_feature(enable = "avx2")]
@@ -272,6 +281,13 @@ impl Scales {
 pub(in crate::quant) const IN_ORDER: [usize; 8] = [0, 1, 2, 3, 4, 5, 6, 7];
 /// The step of each place where two vectors of words were put together half by half.
 pub(in crate::quant) const BY_HALVES: [usize; 8] = [0, 1, 4, 5, 2, 3, 6, 7];
+
+/// Two vectors put together half by half, in order.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(in crate::quant) fn in_order(by_halves: __m256i) -> __m256i {
+    _mm256_permute4x64_epi64::<0b11_01_10_00>(by_halves)
+}
 
 /// `Σ scale·(Σ ±g·x)` of a block in eight partial sums; `eights` gives the `g` of a step.
 #[inline]

@@ -6,9 +6,10 @@ pub(super) mod block32;
 pub(super) mod codebook;
 pub(super) mod floats;
 pub(super) mod fours;
+pub(super) mod lines;
 pub(super) mod packed;
 pub(super) mod rows32;
-mod tile;
+pub(super) mod tile;
 mod tile512;
 
 use std::arch::x86_64::*;
@@ -129,24 +130,35 @@ fn four_totals(v: [__m256i; 4]) -> __m128i {
     _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256::<1>(sums))
 }
 
-/// Thirty-two bytes into an array.
-#[inline]
-#[target_feature(enable = "avx2")]
-pub(super) fn store32(v: __m256i, out: &mut [i8; 32]) {
-    // SAFETY: thirty-two bytes into an array of thirty-two; the store needs no alignment.
-    unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), v) };
-}
-
-/// The bytes of `g`, negated where `minus` is −1.
-#[inline]
-#[target_feature(enable = "avx2")]
-pub(super) fn negated_where(minus: __m256i, g: __m256i) -> __m256i {
-    _mm256_sub_epi8(_mm256_xor_si256(g, minus), minus)
-}
-
 /// The lower half twice, and the upper half twice.
 #[inline]
 #[target_feature(enable = "avx2")]
 pub(super) fn halves_doubled(v: __m256i) -> [__m256i; 2] {
     [_mm256_permute2x128_si256::<0x00>(v, v), _mm256_permute2x128_si256::<0x11>(v, v)]
+}
+
+/// Eight words, each twice.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn each_twice(v: __m128i) -> __m256i {
+    _mm256_set_m128i(_mm_unpackhi_epi16(v, v), _mm_unpacklo_epi16(v, v))
+}
+
+/// `2 · n + 1` of the sixteen nibbles of eight bytes, the low ones first, as words.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn odd_nibbles(bytes: &[u8]) -> __m256i {
+    let bytes = _mm_cvtsi64_si128(i64::from_le_bytes(bytes.as_chunks::<8>().0[0]));
+    let both = _mm256_cvtepu8_epi16(_mm_unpacklo_epi8(bytes, _mm_srli_epi16::<4>(bytes)));
+    let n = _mm256_and_si256(both, _mm256_set1_epi16(15));
+    _mm256_or_si256(_mm256_add_epi16(n, n), _mm256_set1_epi16(1))
+}
+
+/// `2 · n + 1` of the top four bits of eight dwords, each as two words.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn top_scales(dwords: __m256i) -> __m256i {
+    // The bit below the four becomes the 1.
+    let scale = _mm256_or_si256(_mm256_srli_epi32::<27>(dwords), _mm256_set1_epi32(1));
+    _mm256_or_si256(scale, _mm256_slli_epi32::<16>(scale))
 }

@@ -6,7 +6,8 @@ use std::mem::MaybeUninit;
 
 use super::avx512::joined;
 use super::block256::{self, X86Block256};
-use super::{fetch, four_totals, load16, store32};
+use super::tile::{self, Lines};
+use super::{fetch, four_totals, load16, load32};
 use crate::activation::Q8kRow;
 use crate::{Kernels, TILE_ROWS};
 
@@ -211,17 +212,40 @@ fn transposed(v: [__m256i; 8]) -> [__m256i; 8] {
     [g0, g1, g2, g3, g4, g5, g6, g7]
 }
 
+/// The bytes of eight steps in the order of the block.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn in_order(steps: [__m256i; 8]) -> [__m256i; 8] {
+    let [a, b, c, d, e, f, g, h] = transposed(steps);
+    let low = |a, b| _mm256_permute2x128_si256::<0x20>(a, b);
+    let high = |a, b| _mm256_permute2x128_si256::<0x31>(a, b);
+    [low(a, b), low(c, d), low(e, f), low(g, h), high(a, b), high(c, d), high(e, f), high(g, h)]
+}
+
 /// Writes the integers of eight steps in the order of the block.
 #[inline]
 #[target_feature(enable = "avx2")]
 pub(in crate::quant) fn put_steps(steps: [__m256i; 8], q: &mut [i8; 256]) {
-    let groups = transposed(steps);
-    let (low, high) = q.as_chunks_mut::<32>().0.split_at_mut(4);
-    // (By 32, as they are read again: halves would have to be written back first.)
-    for (i, (low, high)) in low.iter_mut().zip(high).enumerate() {
-        let (a, b) = (groups[2 * i], groups[2 * i + 1]);
-        store32(_mm256_permute2x128_si256::<0x20>(a, b), low);
-        store32(_mm256_permute2x128_si256::<0x31>(a, b), high);
+    in_order(steps).into_iter().zip(q.as_chunks_mut().0).for_each(|(v, q)| store32(v, q));
+}
+
+/// The lines of eight rows, whose unsigned steps are given.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(in crate::quant) fn put_lines<const N: usize>(
+    rows: [&[u8; N]; 8],
+    steps: impl Fn(&[u8; N]) -> [__m256i; 8],
+    out: &mut Lines<64>,
+) {
+    let mut bytes = [[[0; 32]; 8]; 8];
+    for (row, bytes) in rows.into_iter().zip(&mut bytes) {
+        // (By 32, as they are read again: halves would have to be written back first.)
+        in_order(steps(row)).into_iter().zip(bytes).for_each(|(v, out)| tile::put_line(v, out));
+    }
+    for (s, out) in out.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+        let row = |r: usize| load32(&bytes[r][s], 0);
+        let rows = [row(0), row(1), row(2), row(3), row(4), row(5), row(6), row(7)];
+        tile::put_lines(tile::transposed(rows), out);
     }
 }
 
@@ -249,6 +273,14 @@ pub(in crate::quant) unsafe fn wide_block<B: Lanes<N>, const N: usize>(
     // SAFETY: AVX2 is on.
     unsafe { B::integers(block, &mut q) };
     q.iter().zip(out).for_each(|(q, out)| *out = q.wrapping_add(offset as i8) as u8);
+}
+
+/// Stores 32 integers.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn store32(v: __m256i, out: &mut [i8; 32]) {
+    // SAFETY: thirty-two bytes into an array of thirty-two; the store needs no alignment.
+    unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), v) };
 }
 
 /// Products of a step's unsigned bytes, added in pairs to the sums of the groups.

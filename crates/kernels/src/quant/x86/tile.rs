@@ -5,9 +5,14 @@
 //! bytes: | k 0..4 of row 0 | k 0..4 of row 1 | … row 7 | k 4..8 of row 0 | …     u8, made unsigned by an offset
 //! words: | k 0,1 of row 0 | k 0,1 of row 1 | … row 7 | k 2,3 of row 0 | …        i16, scale and all
 //! ```
-//! Bytes are the faster form: products of small integers are added in sixteen bits and widened, with their scale, only every few steps.
-//! Words take what is too large for that.
+//! Thirty-two bytes of these are a *line*, and meet four bytes (or two words) of a column: a *step*.
+//!
+//! Bytes are the faster form: products of small integers are added in sixteen bits, a *chain* of steps, and only then widened, with
+//! their scale. What the offset adds to a chain depends on the activations alone, so a chain starts with that taken off (modulo 2^16,
+//! in which all of it is exact): all that must fit sixteen bits is one step of the unsigned integers, and a chain of the signed
+//! ones. Words take what is too large for that.
 
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::load32;
@@ -19,16 +24,44 @@ const GROUPS: usize = TILE_ROWS / 8;
 /// Columns that share a load of weights: their sums with two groups of rows fill the registers.
 const COLUMNS: usize = 3;
 
+/// What a tile must know of a format.
+pub(super) trait Form {
+    /// Steps of a chain: 1, 2, 4 or 8, and no more elements than share a scale. 0: words.
+    const CHAIN: usize;
+    /// What makes the integers unsigned.
+    const OFFSET: i32;
+    /// The largest of the unsigned integers.
+    const TOP: i32;
+    /// Whether there are minima.
+    const MIN: bool;
+    /// Elements that share a scale: 16 or 32.
+    const SHARED: usize;
+
+    /// The largest magnitude of the signed integers.
+    const MAGNITUDE: i32 = if Self::TOP > 2 * Self::OFFSET { Self::TOP - Self::OFFSET } else { Self::OFFSET };
+    /// Whether what the offset adds to a chain may be taken off the lower words alone: then sums that are at hand say it all.
+    const WHOLE: bool =
+        Self::CHAIN >= 4 && 2 * 127 * (Self::MAGNITUDE + Self::OFFSET) * Self::CHAIN as i32 <= 32767;
+    /// A step has two products per word, activations are in −127..=127: nothing saturates, whatever the weights' bytes are.
+    const FITS: () = {
+        assert!(Self::CHAIN == 0 || 2 * 127 * Self::TOP <= 32767, "a step of unsigned integers");
+        assert!(2 * 127 * Self::MAGNITUDE * Self::CHAIN as i32 <= 32767, "a chain of signed integers");
+        assert!(4 * Self::CHAIN <= Self::SHARED, "one scale per chain");
+    };
+}
+
+/// The bytes of eight rows in 64 lines, or in 128 their words.
+pub(in crate::quant) type Lines<const L: usize> = [[u8; 32]; L];
+
 /// 256 elements of 32 rows, unpacked.
 #[repr(align(64))]
 pub(super) struct Panel {
     /// Words, or bytes in the first half.
-    w: [[u8; 2 * 256 * 8]; GROUPS],
-    /// Scales of two groups of sixteen per row and step, and minima in the same order.
-    scales: [[i16; 16 * 8]; GROUPS],
-    mins: [[i16; 16 * 8]; GROUPS],
-    /// Scales twice each, one group of sixteen after the other: what pairs of products are widened with.
-    twice: [[i16; 2 * 16 * 8]; GROUPS],
+    w: [Lines<128>; GROUPS],
+    /// A line of scales per group of 16 (or of 32, if so many share one), each scale twice: what pairs of sums are widened with.
+    scales: [[[i16; 16]; 16]; GROUPS],
+    /// Lines of minima of two neighbouring groups of 16 (or of 32).
+    mins: [[[i16; 16]; 8]; GROUPS],
     /// Units of scales: of the block of 256, or of its eight blocks of 32.
     pub(super) d: [[f32; TILE_ROWS]; 8],
     /// Units of minima: as `d`.
@@ -38,54 +71,57 @@ pub(super) struct Panel {
 impl Panel {
     pub(super) fn new() -> Panel {
         Panel {
-            w: [[0; 2 * 256 * 8]; GROUPS],
-            scales: [[0; 16 * 8]; GROUPS],
-            mins: [[0; 16 * 8]; GROUPS],
-            twice: [[0; 2 * 16 * 8]; GROUPS],
+            w: [[[0; 32]; 128]; GROUPS],
+            scales: [[[0; 16]; 16]; GROUPS],
+            mins: [[[0; 16]; 8]; GROUPS],
             d: [[0.0; TILE_ROWS]; 8],
             m: [[0.0; TILE_ROWS]; 8],
         }
     }
 
-    /// Interleaves eight rows of bytes into group `v`.
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    pub(super) fn fill_bytes(&mut self, v: usize, rows: &[[u8; 256]; 8]) {
-        interleave(rows, &mut self.w[v][..256 * 8]);
+    /// Where the bytes of group `v` go.
+    pub(super) fn bytes(&mut self, v: usize) -> &mut Lines<64> {
+        self.w[v].first_chunk_mut().expect("half of the lines")
     }
 
-    /// Interleaves eight rows of words into group `v`.
+    /// Sixteen words each of eight rows, the `k`-th of group `v`.
     #[inline]
     #[target_feature(enable = "avx2")]
-    pub(super) fn fill_words(&mut self, v: usize, rows: &[[i16; 256]; 8]) {
-        interleave(bytemuck::cast_ref::<_, [[u8; 512]; 8]>(rows), &mut self.w[v]);
+    pub(super) fn fill_words(&mut self, v: usize, k: usize, rows: [__m256i; 8]) {
+        put_lines(transposed(rows), &mut self.w[v].as_chunks_mut::<8>().0[k]);
     }
 
-    /// Interleaves the minima of eight rows into group `v`.
+    /// The scales of eight rows, two per dword.
     #[inline]
     #[target_feature(enable = "avx2")]
-    pub(super) fn fill_mins(&mut self, v: usize, rows: &[[i16; 16]; 8]) {
-        let rows = bytemuck::cast_ref::<_, [[u8; 32]; 8]>(rows);
-        interleave(rows, bytemuck::cast_slice_mut(&mut self.mins[v]));
+    pub(super) fn fill_scales<F: Form>(&mut self, v: usize, rows: [__m256i; 8]) {
+        // Even words twice, odd words twice.
+        let even = _mm256_set1_epi64x(0x0504_0504_0100_0100);
+        let even = _mm256_add_epi8(even, _mm256_set_epi64x(LATER, 0, LATER, 0));
+        let odd = _mm256_add_epi8(even, _mm256_set1_epi8(2));
+        for (i, line) in transposed(rows).into_iter().enumerate() {
+            if F::SHARED == 32 {
+                put_words(line, &mut self.scales[v][i]);
+            } else {
+                put_words(_mm256_shuffle_epi8(line, even), &mut self.scales[v][2 * i]);
+                put_words(_mm256_shuffle_epi8(line, odd), &mut self.scales[v][2 * i + 1]);
+            }
+        }
     }
 
-    /// Interleaves the scales of eight rows into group `v`.
+    /// The minima of eight rows, two per dword.
     #[inline]
     #[target_feature(enable = "avx2")]
-    pub(super) fn fill_scales(&mut self, v: usize, rows: &[[i16; 16]; 8]) {
-        let rows = bytemuck::cast_ref::<_, [[u8; 32]; 8]>(rows);
-        interleave(rows, bytemuck::cast_slice_mut(&mut self.scales[v]));
-        let first = _mm256_set1_epi64x(0x0504_0504_0100_0100);
-        let first = _mm256_add_epi8(first, _mm256_set_epi64x(LATER, 0, LATER, 0));
-        let second = _mm256_add_epi8(first, _mm256_set1_epi8(2));
-        for (pair, out) in
-            self.scales[v].as_chunks::<16>().0.iter().zip(self.twice[v].as_chunks_mut::<32>().0)
-        {
-            // SAFETY: sixteen words read, twice sixteen written, through arrays of these sizes.
-            unsafe {
-                let pair = _mm256_loadu_si256(pair.as_ptr().cast());
-                _mm256_storeu_si256(out.as_mut_ptr().cast(), _mm256_shuffle_epi8(pair, first));
-                _mm256_storeu_si256(out.as_mut_ptr().add(16).cast(), _mm256_shuffle_epi8(pair, second));
+    pub(super) fn fill_mins<F: Form>(&mut self, v: usize, rows: [__m256i; 8]) {
+        let lines = transposed(rows);
+        for i in 0..8 {
+            if F::SHARED == 16 {
+                put_words(lines[i], &mut self.mins[v][i]);
+            } else if i < 4 {
+                put_words(
+                    _mm256_blend_epi16::<0b1010_1010>(lines[2 * i], lines[2 * i + 1]),
+                    &mut self.mins[v][i],
+                );
             }
         }
     }
@@ -94,68 +130,448 @@ impl Panel {
 /// Eight added to each byte.
 const LATER: i64 = 0x0808_0808_0808_0808;
 
-/// Four bytes of eight rows side by side, then the next four: eight by eight transpositions.
+/// Stores sixteen words.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn interleave<const N: usize>(rows: &[[u8; N]; 8], out: &mut [u8]) {
-    for (k, out) in out.as_chunks_mut::<256>().0.iter_mut().enumerate() {
-        let r = |i: usize| load32(&rows[i], 32 * k);
-        let pairs = |a, b| (_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
-        let ((a0, a1), (b0, b1)) = (pairs(r(0), r(1)), pairs(r(2), r(3)));
-        let ((c0, c1), (d0, d1)) = (pairs(r(4), r(5)), pairs(r(6), r(7)));
-        let fours = |a, b| (_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b));
-        let ((e0, e1), (e2, e3)) = (fours(a0, b0), fours(a1, b1));
-        let ((f0, f1), (f2, f3)) = (fours(c0, d0), fours(c1, d1));
-        let lines = [
-            _mm256_permute2x128_si256::<0x20>(e0, f0),
-            _mm256_permute2x128_si256::<0x20>(e1, f1),
-            _mm256_permute2x128_si256::<0x20>(e2, f2),
-            _mm256_permute2x128_si256::<0x20>(e3, f3),
-            _mm256_permute2x128_si256::<0x31>(e0, f0),
-            _mm256_permute2x128_si256::<0x31>(e1, f1),
-            _mm256_permute2x128_si256::<0x31>(e2, f2),
-            _mm256_permute2x128_si256::<0x31>(e3, f3),
-        ];
-        for (line, out) in lines.into_iter().zip(out.as_chunks_mut::<32>().0) {
-            // SAFETY: thirty-two bytes into an array of thirty-two.
-            unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), line) };
-        }
+fn put_words(v: __m256i, out: &mut [i16; 16]) {
+    // SAFETY: sixteen words into an array of sixteen; the store needs no alignment.
+    unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), v) };
+}
+
+/// Stores a line.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(in crate::quant) fn put_line(v: __m256i, out: &mut [u8; 32]) {
+    // SAFETY: thirty-two bytes into an array of thirty-two; the store needs no alignment.
+    unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), v) };
+}
+
+/// Stores eight lines.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(in crate::quant) fn put_lines(lines: [__m256i; 8], out: &mut Lines<8>) {
+    for i in 0..8 {
+        put_line(lines[i], &mut out[i]);
     }
 }
 
-/// `q` times its group's scale; all of these fit sixteen bits.
+/// Dword `i` of row `r` becomes dword `r` of line `i`.
 #[inline]
 #[target_feature(enable = "avx2")]
-pub(super) fn scaled(q: &[i8; 256], scale: &[i16; 16], out: &mut [i16; 256]) {
-    for ((q, scale), out) in q.as_chunks::<16>().0.iter().zip(scale).zip(out.as_chunks_mut::<16>().0) {
-        // SAFETY: sixteen readable bytes, sixteen words written, through arrays of these sizes.
-        unsafe {
-            let q = _mm256_cvtepi8_epi16(_mm_loadu_si128(q.as_ptr().cast()));
-            let product = _mm256_mullo_epi16(q, _mm256_set1_epi16(*scale));
-            _mm256_storeu_si256(out.as_mut_ptr().cast(), product);
-        }
-    }
-}
-
-/// `q + offset` as unsigned bytes.
-#[inline]
-#[target_feature(enable = "avx2")]
-pub(super) fn shifted(q: &[i8; 256], offset: i32, out: &mut [u8; 256]) {
-    let offset = offset as u8 as i8;
-    for (q, out) in q.iter().zip(out) {
-        *out = q.wrapping_add(offset) as u8;
-    }
+pub(in crate::quant) fn transposed(r: [__m256i; 8]) -> [__m256i; 8] {
+    let pairs = |a, b| (_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
+    let ((a0, a1), (b0, b1)) = (pairs(r[0], r[1]), pairs(r[2], r[3]));
+    let ((c0, c1), (d0, d1)) = (pairs(r[4], r[5]), pairs(r[6], r[7]));
+    let fours = |a, b| (_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b));
+    let ((e0, e1), (e2, e3)) = (fours(a0, b0), fours(a1, b1));
+    let ((f0, f1), (f2, f3)) = (fours(c0, d0), fours(c1, d1));
+    [
+        _mm256_permute2x128_si256::<0x20>(e0, f0),
+        _mm256_permute2x128_si256::<0x20>(e1, f1),
+        _mm256_permute2x128_si256::<0x20>(e2, f2),
+        _mm256_permute2x128_si256::<0x20>(e3, f3),
+        _mm256_permute2x128_si256::<0x31>(e0, f0),
+        _mm256_permute2x128_si256::<0x31>(e1, f1),
+        _mm256_permute2x128_si256::<0x31>(e2, f2),
+        _mm256_permute2x128_si256::<0x31>(e3, f3),
+    ]
 }
 
 /// Signed bytes as words.
 #[inline]
 #[target_feature(enable = "avx2")]
-pub(super) fn widened(q: __m256i, out: &mut [i16; 32]) {
+pub(super) fn widened(q: __m256i) -> [__m256i; 2] {
     let (low, high) = (_mm256_castsi256_si128(q), _mm256_extracti128_si256::<1>(q));
-    // SAFETY: two times sixteen words into an array of thirty-two.
+    [_mm256_cvtepi8_epi16(low), _mm256_cvtepi8_epi16(high)]
+}
+
+/// At most 256 elements of a column, made ready for all groups of rows.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+pub(super) struct Column {
+    /// The activations.
+    q: *const u8,
+    /// What each chain of words starts with, two words per dword.
+    starts: [i32; 32],
+    /// The activations as words.
+    wide: [[i16; 16]; 16],
+    /// Sums of sixteen activations, or eight of 32: those that share a minimum.
+    sums: [i16; 16],
+    /// Scales and sums: of the block of 256, or of its eight blocks of 32.
+    a: [f32; 8],
+    s: [f32; 8],
+}
+
+/// Columns that pass by a panel together.
+pub(super) type Ready = [Column; COLUMNS];
+
+/// None yet.
+pub(super) const NONE_READY: Ready = [Column {
+    q: std::ptr::null(),
+    starts: [0; 32],
+    wide: [[0; 16]; 16],
+    sums: [0; 16],
+    a: [0.0; 8],
+    s: [0.0; 8],
+}; COLUMNS];
+
+impl Column {
+    /// Takes `x`, a whole number of 32 elements.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn take<F: Form>(&mut self, x: &[u8]) {
+        self.q = x.as_ptr();
+        if F::CHAIN == 0 {
+            for (s, out) in self.wide.as_chunks_mut::<2>().0[..x.len() / 32].iter_mut().enumerate() {
+                let [low, high] = widened(load32(x, 32 * s));
+                put_words(low, &mut out[0]);
+                put_words(high, &mut out[1]);
+            }
+        } else if F::OFFSET != 0 && !F::WHOLE {
+            self.start_chains::<F>(x);
+        }
+    }
+
+    /// Stores what the next eight chains from `8 · i` start with.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn put_starts(&mut self, i: usize, starts: __m256i) {
+        let out: &mut [i32; 8] = &mut self.starts.as_chunks_mut::<8>().0[i];
+        // SAFETY: eight dwords into an array of eight; the store needs no alignment.
+        unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), starts) };
+    }
+
+    /// Per chain `−OFFSET` times the sums of what its lower and its upper words will see.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn start_chains<F: Form>(&mut self, x: &[u8]) {
+        let ones = _mm256_set1_epi8(1);
+        // A dword per step.
+        let mut v = [_mm256_setzero_si256(); 8];
+        for s in 0..8 {
+            if 32 * s < x.len() {
+                v[s] = _mm256_maddubs_epi16(ones, load32(x, 32 * s));
+            }
+        }
+        // Neighbouring dwords; the results are in order but for the second and third quarter.
+        let two = |a, b| {
+            let (a, b) = (_mm256_castsi256_ps(a), _mm256_castsi256_ps(b));
+            let even = _mm256_castps_si256(_mm256_shuffle_ps::<0b10_00_10_00>(a, b));
+            let odd = _mm256_castps_si256(_mm256_shuffle_ps::<0b11_01_11_01>(a, b));
+            _mm256_add_epi16(even, odd)
+        };
+        let twos = [two(v[0], v[1]), two(v[2], v[3]), two(v[4], v[5]), two(v[6], v[7])];
+        let fours = [two(twos[0], twos[1]), two(twos[2], twos[3])];
+        let offset = _mm256_set1_epi16(-F::OFFSET as i16);
+        let mut put = |i: usize, sums| self.put_starts(i, _mm256_mullo_epi16(sums, offset));
+        match F::CHAIN {
+            2 => (0..4).for_each(|i| put(i, _mm256_permute4x64_epi64::<0b11_01_10_00>(twos[i]))),
+            4 => {
+                let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+                (0..2).for_each(|i| put(i, _mm256_permutevar8x32_epi32(fours[i], order)));
+            }
+            _ => put(
+                0,
+                _mm256_add_epi16(
+                    _mm256_permute2x128_si256::<0x20>(fours[0], fours[1]),
+                    _mm256_permute2x128_si256::<0x31>(fours[0], fours[1]),
+                ),
+            ),
+        }
+    }
+}
+
+/// The sum itself, computed before those that come later in the code. Left alone, the optimiser takes one group of rows after the
+/// other, keeps activations for it on the stack and spends more on that than on computing.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn in_turn(mut v: __m256i) -> __m256i {
+    // SAFETY: no instruction at all.
+    unsafe { asm!("/* {v} */", v = inlateout(ymm_reg) v, options(nomem, nostack, preserves_flags)) };
+    v
+}
+
+/// The sums of one chain: two groups of rows with `C` columns, at line `step`.
+///
+/// # Safety
+/// AVX2; there are so many lines, activations and starts.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn chain<F: Form, const C: usize>(
+    w: [*const u8; 2],
+    columns: &Ready,
+    step: usize,
+) -> [[__m256i; 2]; C] {
+    let mut sums = [[_mm256_setzero_si256(); 2]; C];
+    // SAFETY: as promised; no load needs alignment.
     unsafe {
-        _mm256_storeu_si256(out.as_mut_ptr().cast(), _mm256_cvtepi8_epi16(low));
-        _mm256_storeu_si256(out.as_mut_ptr().add(16).cast(), _mm256_cvtepi8_epi16(high));
+        if F::OFFSET != 0 {
+            for c in 0..C {
+                sums[c] = [_mm256_set1_epi32(*columns[c].starts.as_ptr().add(step / F::CHAIN)); 2];
+            }
+        }
+        for s in step..step + F::CHAIN {
+            let w0 = _mm256_loadu_si256(w[0].add(32 * s).cast());
+            let w1 = _mm256_loadu_si256(w[1].add(32 * s).cast());
+            for c in 0..C {
+                let four = _mm256_set1_epi32(columns[c].q.add(4 * s).cast::<i32>().read_unaligned());
+                sums[c][0] = in_turn(_mm256_add_epi16(sums[c][0], _mm256_maddubs_epi16(w0, four)));
+                sums[c][1] = in_turn(_mm256_add_epi16(sums[c][1], _mm256_maddubs_epi16(w1, four)));
+            }
+        }
+    }
+    sums
+}
+
+/// Sums of products of words, `steps` lines of two groups with pairs of words of `C` columns.
+///
+/// # Safety
+/// AVX2; there are so many lines and words.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn multiply_words<const C: usize>(
+    w: [*const u8; 2],
+    x: [*const u8; C],
+    steps: usize,
+) -> [[__m256i; 2]; C] {
+    let mut acc = [[_mm256_setzero_si256(); 2]; C];
+    for s in 0..steps {
+        // SAFETY: as promised; no load needs alignment.
+        unsafe {
+            let w0 = _mm256_loadu_si256(w[0].add(32 * s).cast());
+            let w1 = _mm256_loadu_si256(w[1].add(32 * s).cast());
+            for c in 0..C {
+                let pair = _mm256_set1_epi32(x[c].add(4 * s).cast::<i32>().read_unaligned());
+                acc[c][0] = in_turn(_mm256_add_epi32(acc[c][0], _mm256_madd_epi16(w0, pair)));
+                acc[c][1] = in_turn(_mm256_add_epi32(acc[c][1], _mm256_madd_epi16(w1, pair)));
+            }
+        }
+    }
+    acc
+}
+
+/// What [`multiply_words`] starts from.
+#[inline(always)]
+fn starts<const C: usize>(columns: &Ready, start: impl Fn(&Column) -> *const u8) -> [*const u8; C] {
+    let mut starts = [std::ptr::null(); C];
+    for c in 0..C {
+        starts[c] = start(&columns[c]);
+    }
+    starts
+}
+
+/// Calls the function with the constant number of columns for a count of 1 to [`COLUMNS`].
+macro_rules! for_columns {
+    ($count:expr, $function:ident, $form:ident, ($($argument:expr),*)) => {
+        match $count {
+            3 => $function::<$form, 3>($($argument),*),
+            2 => $function::<$form, 2>($($argument),*),
+            _ => $function::<$form, 1>($($argument),*),
+        }
+    };
+}
+
+/// How many of `left` columns go next: no column remains alone, since alone it would wait for its loads.
+#[inline(always)]
+fn together(left: usize) -> usize {
+    if left == 4 { 2 } else { left.min(COLUMNS) }
+}
+
+/// Asks for the lines of the cache that hold these bytes.
+#[inline(always)]
+fn fetch_around(bytes: &[u8]) {
+    for at in (0..bytes.len() + 63).step_by(64) {
+        // SAFETY: a hint; it does not matter whether there is memory.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(bytes.as_ptr().wrapping_add(at).cast()) };
+    }
+}
+
+/// Adds block `b` of every column to its sums.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn block_of_256<F: Form>(
+    panel: &Panel,
+    b: usize,
+    n_rows: usize,
+    columns: &[&[u8]],
+    ready: &mut Ready,
+    n: usize,
+    y: &mut [[f32; TILE_ROWS]],
+) {
+    const { F::FITS };
+    debug_assert!(columns.len() <= TILE_COLUMNS);
+    let mut from = 0;
+    while from < columns.len() {
+        let count = together(columns.len() - from);
+        for (column, ready) in columns[from..from + count].iter().zip(&mut *ready) {
+            let row = Q8kRow::new(column, n);
+            ready.take::<F>(&row.q[256 * b..256 * b + 256]);
+            ready.a[0] = row.d(b);
+            let sixteens = load32(row.sums, 32 * b);
+            let both = _mm256_madd_epi16(sixteens, _mm256_set1_epi16(1));
+            if F::MIN {
+                let packed = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(both, both));
+                put_words(if F::SHARED == 32 { packed } else { sixteens }, &mut ready.sums);
+            }
+            if F::OFFSET != 0 && F::WHOLE {
+                let share = _mm256_set1_epi32(-F::OFFSET & 0xffff);
+                if F::CHAIN == 4 {
+                    let [low, high] =
+                        [_mm256_castsi256_si128(sixteens), _mm256_extracti128_si256::<1>(sixteens)];
+                    ready.put_starts(0, _mm256_mullo_epi16(_mm256_cvtepi16_epi32(low), share));
+                    ready.put_starts(1, _mm256_mullo_epi16(_mm256_cvtepi16_epi32(high), share));
+                } else {
+                    ready.put_starts(0, _mm256_mullo_epi16(both, share));
+                }
+            }
+        }
+        // Those after the next are on their way while these are computed with; the rows are too far apart for the processor to see.
+        for column in columns[from + count..].iter().take(COLUMNS) {
+            fetch_around(&column[256 * b..256 * b + 256]);
+            fetch_around(&column[n + n / 64 + 32 * b..][..32]);
+        }
+        for v in (0..n_rows.div_ceil(8)).step_by(2) {
+            for_columns!(count, add_256, F, (panel, v, ready, &mut y[from..from + count]));
+        }
+        from += count;
+    }
+}
+
+/// `y += a · (d · products [− dmin · mins])` for two groups of rows: the canonical order of blocks of 256.
+///
+/// (Never inlined: the optimiser would move the panel's loads out of the loop over columns, and then all of the panel to the stack.)
+#[inline(never)]
+#[target_feature(enable = "avx2")]
+fn add_256<F: Form, const C: usize>(panel: &Panel, v: usize, columns: &Ready, y: &mut [[f32; TILE_ROWS]]) {
+    let w = [panel.w[v].as_ptr().cast(), panel.w[v + 1].as_ptr().cast()];
+    let mut products = [[_mm256_setzero_si256(); 2]; C];
+    if F::CHAIN == 0 {
+        // SAFETY: AVX2 is on; 128 lines and pairs of words.
+        products = unsafe { multiply_words(w, starts(columns, |column| column.wide.as_ptr().cast()), 128) };
+    } else {
+        for step in (0..64).step_by(F::CHAIN) {
+            // SAFETY: AVX2 is on; 64 lines, 256 activations and a start per chain.
+            let sums = unsafe { chain::<F, C>(w, columns, step) };
+            for g in 0..2 {
+                let scale: &[i16; 16] = &panel.scales[v + g][4 * step / F::SHARED];
+                // SAFETY: sixteen readable words; the load needs no alignment.
+                let scale = unsafe { _mm256_loadu_si256(scale.as_ptr().cast()) };
+                for c in 0..C {
+                    products[c][g] = _mm256_add_epi32(products[c][g], _mm256_madd_epi16(sums[c][g], scale));
+                }
+            }
+        }
+    }
+    let mut mins = [[_mm256_setzero_si256(); 2]; C];
+    if F::MIN {
+        let w = [panel.mins[v].as_ptr().cast(), panel.mins[v + 1].as_ptr().cast()];
+        let x = starts(columns, |column| column.sums.as_ptr().cast());
+        // SAFETY: AVX2 is on; sixteen or eight minima and sums.
+        mins = unsafe { multiply_words(w, x, 128 / F::SHARED) };
+    }
+    for c in 0..C {
+        for g in 0..2 {
+            let from = 8 * (v + g);
+            let mut t = _mm256_mul_ps(eight(&panel.d[0], from), _mm256_cvtepi32_ps(products[c][g]));
+            if F::MIN {
+                let m = _mm256_mul_ps(eight(&panel.m[0], from), _mm256_cvtepi32_ps(mins[c][g]));
+                t = _mm256_sub_ps(t, m);
+            }
+            let sum = _mm256_add_ps(eight(&y[c], from), _mm256_mul_ps(_mm256_set1_ps(columns[c].a[0]), t));
+            put_eight(&mut y[c], from, sum);
+        }
+    }
+}
+
+/// Adds `n_blocks` (at most eight) blocks of 32 from block `b` of every column to its sums.
+#[inline]
+#[target_feature(enable = "avx2")]
+#[expect(clippy::too_many_arguments, reason = "a panel and its place, columns and theirs")]
+pub(super) fn blocks_of_32<F: Form>(
+    panel: &Panel,
+    b: usize,
+    n_blocks: usize,
+    n_rows: usize,
+    columns: &[&[u8]],
+    ready: &mut Ready,
+    n: usize,
+    y: &mut [[f32; TILE_ROWS]],
+) {
+    const { F::FITS };
+    let mut from = 0;
+    while from < columns.len() {
+        let count = together(columns.len() - from);
+        for (column, ready) in columns[from..from + count].iter().zip(&mut *ready) {
+            let row = Q8Row::new(column, n);
+            ready.take::<F>(&row.q[32 * b..32 * (b + n_blocks)]);
+            for s in 0..n_blocks {
+                let sum = row.sum(b + s);
+                (ready.a[s], ready.s[s]) = (row.d(b + s), sum as f32);
+                if F::OFFSET != 0 && F::WHOLE {
+                    ready.starts[s] = (-F::OFFSET * sum) & 0xffff;
+                }
+            }
+        }
+        for column in columns[from + count..].iter().take(COLUMNS) {
+            fetch_around(&column[32 * b..32 * (b + n_blocks)]);
+        }
+        for v in (0..n_rows.div_ceil(8)).step_by(2) {
+            for_columns!(count, add_32, F, (panel, v, n_blocks, ready, &mut y[from..from + count]));
+        }
+        from += count;
+    }
+}
+
+/// `y += a · (d · products [+ m · sum])` for two groups of rows: the canonical order of blocks of 32. (Never inlined: see [`add_256`].)
+#[inline(never)]
+#[target_feature(enable = "avx2")]
+fn add_32<F: Form, const C: usize>(
+    panel: &Panel,
+    v: usize,
+    n_blocks: usize,
+    columns: &Ready,
+    y: &mut [[f32; TILE_ROWS]],
+) {
+    let w: [*const u8; 2] = [panel.w[v].as_ptr().cast(), panel.w[v + 1].as_ptr().cast()];
+    let ones = _mm256_set1_epi16(1);
+    let mut sums = [[_mm256_setzero_ps(); 2]; C];
+    for c in 0..C {
+        sums[c] = [eight(&y[c], 8 * v), eight(&y[c], 8 * v + 8)];
+    }
+    for s in 0..n_blocks {
+        let mut products = [[_mm256_setzero_si256(); 2]; C];
+        if F::CHAIN == 0 {
+            // SAFETY: AVX2 is on; sixteen of the lines and pairs of words of so many blocks.
+            products = unsafe {
+                let w = [w[0].add(512 * s), w[1].add(512 * s)];
+                multiply_words(w, starts(columns, |column| column.wide[2 * s..].as_ptr().cast()), 16)
+            };
+        } else {
+            for step in (8 * s..8 * s + 8).step_by(F::CHAIN) {
+                // SAFETY: AVX2 is on; eight of the lines and activations of so many blocks.
+                let sums = unsafe { chain::<F, C>(w, columns, step) };
+                for c in 0..C {
+                    for g in 0..2 {
+                        products[c][g] =
+                            _mm256_add_epi32(products[c][g], _mm256_madd_epi16(sums[c][g], ones));
+                    }
+                }
+            }
+        }
+        for g in 0..2 {
+            let (d, m) = (eight(&panel.d[s], 8 * (v + g)), eight(&panel.m[s], 8 * (v + g)));
+            for c in 0..C {
+                let mut t = _mm256_mul_ps(d, _mm256_cvtepi32_ps(products[c][g]));
+                if F::MIN {
+                    t = _mm256_add_ps(t, _mm256_mul_ps(m, _mm256_set1_ps(columns[c].s[s])));
+                }
+                sums[c][g] = _mm256_add_ps(sums[c][g], _mm256_mul_ps(_mm256_set1_ps(columns[c].a[s]), t));
+            }
+        }
+    }
+    for c in 0..C {
+        put_eight(&mut y[c], 8 * v, sums[c][0]);
+        put_eight(&mut y[c], 8 * v + 8, sums[c][1]);
     }
 }
 
@@ -167,269 +583,14 @@ pub(super) fn units(halves: u32, factor: f32) -> (f32, f32) {
     (_mm_cvtss_f32(both), _mm_cvtss_f32(_mm_movehdup_ps(both)))
 }
 
-/// The addresses of byte `at` of the first `C` columns, which have `len` bytes from there.
-#[inline(always)]
-fn starts<const C: usize>(x: &[&[u8]], at: usize, len: usize) -> [*const u8; C] {
-    let mut starts = [std::ptr::null(); C];
-    for c in 0..C {
-        starts[c] = x[c][at..at + len].as_ptr();
-    }
-    starts
-}
-
-/// Sums of products of two groups of eight rows of bytes with `C` columns; after every `CHAIN` steps of four elements the sums of
-/// sixteen bits are widened with the scale of their group of sixteen.
+/// The floats of eight halves, times a power of two.
 #[inline]
-#[target_feature(enable = "avx2")]
-fn multiply_bytes<const C: usize, const CHAIN: usize>(
-    w: [&[u8]; 2],
-    scales: Option<[&[i16; 256]; 2]>,
-    x: &[&[u8]],
-    at: usize,
-    steps: usize,
-) -> [[__m256i; 2]; C] {
-    let x = starts::<C>(x, at, 4 * steps);
-    assert!(w[0].len() >= 32 * steps && w[1].len() >= 32 * steps);
-    assert!(steps.is_multiple_of(CHAIN) && steps <= 64);
-    let mut acc = [[_mm256_setzero_si256(); 2]; C];
-    for chain in 0..steps / CHAIN {
-        let mut sums = [[_mm256_setzero_si256(); 2]; C];
-        for s in chain * CHAIN..(chain + 1) * CHAIN {
-            // SAFETY: the lengths were checked above; no load needs alignment.
-            unsafe {
-                let w0 = _mm256_loadu_si256(w[0].as_ptr().add(32 * s).cast());
-                let w1 = _mm256_loadu_si256(w[1].as_ptr().add(32 * s).cast());
-                for c in 0..C {
-                    let four = _mm256_set1_epi32(x[c].add(4 * s).cast::<i32>().read_unaligned());
-                    sums[c][0] = _mm256_add_epi16(sums[c][0], _mm256_maddubs_epi16(w0, four));
-                    sums[c][1] = _mm256_add_epi16(sums[c][1], _mm256_maddubs_epi16(w1, four));
-                }
-            }
-        }
-        let scale = |g: usize| match scales {
-            // SAFETY: group of sixteen below sixteen, since there are at most 64 steps of four.
-            Some(scales) => unsafe {
-                _mm256_loadu_si256(scales[g].as_ptr().add(16 * (chain * CHAIN / 4)).cast())
-            },
-            None => _mm256_set1_epi16(1),
-        };
-        for g in 0..2 {
-            let scale = scale(g);
-            for c in 0..C {
-                acc[c][g] = _mm256_add_epi32(acc[c][g], _mm256_madd_epi16(sums[c][g], scale));
-            }
-        }
-    }
-    acc
-}
-
-/// Sums of products of two groups of eight rows of words with `C` columns, `steps` pairs of elements each.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn multiply_words<const C: usize>(w: [&[u8]; 2], x: &[&[u8]], at: usize, steps: usize) -> [[__m256i; 2]; C] {
-    let x = starts::<C>(x, at, 4 * steps);
-    assert!(w[0].len() >= 32 * steps && w[1].len() >= 32 * steps);
-    let mut acc = [[_mm256_setzero_si256(); 2]; C];
-    for s in 0..steps {
-        // SAFETY: the lengths were checked above; no load needs alignment.
-        unsafe {
-            let w0 = _mm256_loadu_si256(w[0].as_ptr().add(32 * s).cast());
-            let w1 = _mm256_loadu_si256(w[1].as_ptr().add(32 * s).cast());
-            for c in 0..C {
-                let pair = _mm256_set1_epi32(x[c].add(4 * s).cast::<i32>().read_unaligned());
-                acc[c][0] = _mm256_add_epi32(acc[c][0], _mm256_madd_epi16(w0, pair));
-                acc[c][1] = _mm256_add_epi32(acc[c][1], _mm256_madd_epi16(w1, pair));
-            }
-        }
-    }
-    acc
-}
-
-/// Activations of up to [`COLUMNS`] columns as words, one block of 256.
-#[repr(align(64))]
-struct Wide([[i16; 256]; COLUMNS]);
-
-/// Calls the function with the constant number of columns for a count of 1 to [`COLUMNS`], then its further constants.
-macro_rules! for_columns {
-    ($count:expr, $function:ident, [$($constant:ident),*], ($($argument:expr),*)) => {
-        match $count {
-            3 => $function::<3, $($constant),*>($($argument),*),
-            2 => $function::<2, $($constant),*>($($argument),*),
-            _ => $function::<1, $($constant),*>($($argument),*),
-        }
-    };
-}
-
-/// Adds block `b` of every column to its sums. `CHAIN` as in [`multiply_bytes`], 0 for words; `offset` is what made the bytes unsigned.
-#[inline]
-#[target_feature(enable = "avx2")]
-pub(super) fn block_of_256<const MIN: bool, const CHAIN: usize>(
-    panel: &Panel,
-    b: usize,
-    n_rows: usize,
-    offset: i32,
-    columns: &[&[u8]],
-    n: usize,
-    y: &mut [[f32; TILE_ROWS]],
-) {
-    debug_assert!(columns.len() <= TILE_COLUMNS);
-    let mut wide = Wide([[0; 256]; COLUMNS]);
-    for (columns, y) in columns.chunks(COLUMNS).zip(y.chunks_mut(COLUMNS)) {
-        let (mut x, mut sums): ([&[u8]; COLUMNS], [&[u8]; COLUMNS]) = Default::default();
-        let mut a = [0.0; COLUMNS];
-        for (c, column) in columns.iter().enumerate() {
-            let row = Q8kRow::new(column, n);
-            (x[c], sums[c]) = (&row.q[256 * b..256 * b + 256], &row.sums[32 * b..32 * b + 32]);
-            a[c] = row.d(b);
-            if CHAIN == 0 {
-                for (s, out) in wide.0[c].as_chunks_mut::<32>().0.iter_mut().enumerate() {
-                    widened(load32(x[c], 32 * s), out);
-                }
-            }
-        }
-        if CHAIN == 0 {
-            x = wide.0.each_ref().map(|q| bytemuck::cast_slice(q));
-        }
-        for v in (0..n_rows.div_ceil(8)).step_by(2) {
-            for_columns!(columns.len(), add_256, [MIN, CHAIN], (panel, v, offset, &x, &sums, &a, y));
-        }
-    }
-}
-
-/// `y += a · (d · products [− dmin · mins])` for two groups of rows: the canonical order of blocks of 256.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn add_256<const C: usize, const MIN: bool, const CHAIN: usize>(
-    panel: &Panel,
-    v: usize,
-    offset: i32,
-    x: &[&[u8]; COLUMNS],
-    sums: &[&[u8]; COLUMNS],
-    a: &[f32; COLUMNS],
-    y: &mut [[f32; TILE_ROWS]],
-) {
-    let w = [&panel.w[v][..], &panel.w[v + 1][..]];
-    let twice = Some([&panel.twice[v], &panel.twice[v + 1]]);
-    let mut products = match CHAIN {
-        0 => multiply_words::<C>(w, x, 0, 128),
-        1 => multiply_bytes::<C, 1>(w, twice, x, 0, 64),
-        2 => multiply_bytes::<C, 2>(w, twice, x, 0, 64),
-        4 => multiply_bytes::<C, 4>(w, twice, x, 0, 64),
-        _ => multiply_bytes::<C, 8>(w, twice, x, 0, 64),
-    };
-    if CHAIN != 0 && offset != 0 {
-        let shares = multiply_words::<C>(two(&panel.scales, v), sums, 0, 8);
-        for c in 0..C {
-            for g in 0..2 {
-                let share = _mm256_mullo_epi32(shares[c][g], _mm256_set1_epi32(offset));
-                products[c][g] = _mm256_sub_epi32(products[c][g], share);
-            }
-        }
-    }
-    let mut mins = [[_mm256_setzero_si256(); 2]; C];
-    if MIN {
-        mins = multiply_words::<C>(two(&panel.mins, v), sums, 0, 8);
-    }
-    for c in 0..C {
-        for g in 0..2 {
-            let from = 8 * (v + g);
-            let mut t = _mm256_mul_ps(eight(&panel.d[0], from), _mm256_cvtepi32_ps(products[c][g]));
-            if MIN {
-                let m = _mm256_mul_ps(eight(&panel.m[0], from), _mm256_cvtepi32_ps(mins[c][g]));
-                t = _mm256_sub_ps(t, m);
-            }
-            let sum = _mm256_add_ps(eight(&y[c], from), _mm256_mul_ps(_mm256_set1_ps(a[c]), t));
-            put_eight(&mut y[c], from, sum);
-        }
-    }
-}
-
-/// Groups `v` and `v + 1` as bytes.
-#[inline(always)]
-fn two<const N: usize>(groups: &[[i16; N]; GROUPS], v: usize) -> [&[u8]; 2] {
-    [bytemuck::cast_slice(&groups[v]), bytemuck::cast_slice(&groups[v + 1])]
-}
-
-/// Adds `n_blocks` (at most eight) blocks of 32 from block `b` of every column to its sums; the rest as in [`block_of_256`].
-#[inline]
-#[target_feature(enable = "avx2")]
-#[expect(clippy::too_many_arguments, reason = "a panel and its place, columns and theirs")]
-pub(super) fn blocks_of_32<const MIN: bool, const CHAIN: usize>(
-    panel: &Panel,
-    b: usize,
-    n_blocks: usize,
-    n_rows: usize,
-    offset: i32,
-    columns: &[&[u8]],
-    n: usize,
-    y: &mut [[f32; TILE_ROWS]],
-) {
-    let mut wide = Wide([[0; 256]; COLUMNS]);
-    for (columns, y) in columns.chunks(COLUMNS).zip(y.chunks_mut(COLUMNS)) {
-        let mut x: [&[u8]; COLUMNS] = Default::default();
-        let mut factors = [[(0.0, 0); 8]; COLUMNS];
-        for (c, column) in columns.iter().enumerate() {
-            let row = Q8Row::new(column, n);
-            x[c] = &row.q[32 * b..32 * (b + n_blocks)];
-            for s in 0..n_blocks {
-                factors[c][s] = (row.d(b + s), row.sum(b + s));
-                if CHAIN == 0 {
-                    widened(load32(x[c], 32 * s), &mut wide.0[c].as_chunks_mut::<32>().0[s]);
-                }
-            }
-        }
-        if CHAIN == 0 {
-            x = wide.0.each_ref().map(|q| bytemuck::cast_slice(q));
-        }
-        for v in (0..n_rows.div_ceil(8)).step_by(2) {
-            for_columns!(columns.len(), add_32, [MIN, CHAIN], (panel, v, n_blocks, offset, &x, &factors, y));
-        }
-    }
-}
-
-/// `y += a · (d · products [+ m · sum])` for two groups of rows: the canonical order of blocks of 32.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn add_32<const C: usize, const MIN: bool, const CHAIN: usize>(
-    panel: &Panel,
-    v: usize,
-    n_blocks: usize,
-    offset: i32,
-    x: &[&[u8]; COLUMNS],
-    factors: &[[(f32, i32); 8]; COLUMNS],
-    y: &mut [[f32; TILE_ROWS]],
-) {
-    let mut sums = [[_mm256_setzero_ps(); 2]; C];
-    for c in 0..C {
-        sums[c] = [eight(&y[c], 8 * v), eight(&y[c], 8 * v + 8)];
-    }
-    for s in 0..n_blocks {
-        let block_bytes = if CHAIN == 0 { 512 } else { 256 };
-        let w = [&panel.w[v][block_bytes * s..], &panel.w[v + 1][block_bytes * s..]];
-        let products = match CHAIN {
-            0 => multiply_words::<C>(w, x, 64 * s, 16),
-            4 => multiply_bytes::<C, 4>(w, None, x, 32 * s, 8),
-            _ => multiply_bytes::<C, 8>(w, None, x, 32 * s, 8),
-        };
-        for g in 0..2 {
-            let (d, m) = (eight(&panel.d[s], 8 * (v + g)), eight(&panel.m[s], 8 * (v + g)));
-            for c in 0..C {
-                let (a, sum) = factors[c][s];
-                let mut p = products[c][g];
-                if CHAIN != 0 && offset != 0 {
-                    p = _mm256_sub_epi32(p, _mm256_set1_epi32(offset * sum));
-                }
-                let mut t = _mm256_mul_ps(d, _mm256_cvtepi32_ps(p));
-                if MIN {
-                    t = _mm256_add_ps(t, _mm256_mul_ps(m, _mm256_set1_ps(sum as f32)));
-                }
-                sums[c][g] = _mm256_add_ps(sums[c][g], _mm256_mul_ps(_mm256_set1_ps(a), t));
-            }
-        }
-    }
-    for c in 0..C {
-        put_eight(&mut y[c], 8 * v, sums[c][0]);
-        put_eight(&mut y[c], 8 * v + 8, sums[c][1]);
+#[target_feature(enable = "avx2,f16c")]
+pub(super) fn put_units(halves: &[u16; 8], factor: f32, out: &mut [f32; 8]) {
+    // SAFETY: eight readable halves, eight floats into an array of eight; neither needs alignment.
+    unsafe {
+        let units = _mm256_cvtph_ps(_mm_loadu_si128(halves.as_ptr().cast()));
+        _mm256_storeu_ps(out.as_mut_ptr(), _mm256_mul_ps(units, _mm256_set1_ps(factor)));
     }
 }
 
