@@ -26,6 +26,8 @@ pub(in crate::quant) trait NeonBlock256<const N: usize>: Block256<N> {
     const UNIT_AT: usize = 0;
     /// What the half is multiplied with to give the unit; a power of two.
     const UNIT_FACTOR: f32 = 1.0;
+    /// Whether integers are unpacked by [`NeonBlock256::whole`] blocks, not by [`NeonBlock256::load`].
+    const WHOLE: bool = false;
 
     /// The bits of `d` and `dmin`.
     #[inline(always)]
@@ -46,6 +48,17 @@ pub(in crate::quant) trait NeonBlock256<const N: usize>: Block256<N> {
         let q = &q.as_chunks::<32>().0[s];
         // SAFETY: two times sixteen readable bytes.
         unsafe { (vld1q_s8(q.as_ptr()), vld1q_s8(q.as_ptr().add(16))) }
+    }
+
+    /// The integers of the block, by 32.
+    ///
+    /// # Safety
+    /// NEON.
+    #[inline]
+    #[target_feature(enable = "neon")]
+    unsafe fn whole(block: &[u8; N]) -> [Integers; 8] {
+        // SAFETY: NEON is on.
+        std::array::from_fn(|s| unsafe { Self::load(block, s) })
     }
 
     /// The scales and minima.
@@ -211,7 +224,7 @@ unsafe fn four_rows<B: NeonBlock256<N>, const N: usize>(rows: [&[[u8; N]]; 4], x
 /// # Safety
 /// That of [`Tile`](crate::Tile), for `dotprod`.
 #[target_feature(enable = "neon")]
-unsafe fn tile<B: NeonBlock256<N>, const N: usize>(
+pub(super) unsafe fn tile<B: NeonBlock256<N>, const N: usize>(
     weights: &[u8],
     n_rows: usize,
     columns: &[&[u8]],
@@ -253,7 +266,13 @@ unsafe fn tile_by<M: tile::Multiply, B: NeonBlock256<N>, const N: usize>(
                     panel.put::<M>(group, $s, four.map(|block| unsafe { B::load(block, $s) }));
                 )*};
             }
-            step!(0 1 2 3 4 5 6 7);
+            if B::WHOLE {
+                // SAFETY: NEON is on.
+                let four = four.map(|block| unsafe { B::whole(block) });
+                (0..8).for_each(|s| panel.put::<M>(group, s, four.map(|integers| integers[s])));
+            } else {
+                step!(0 1 2 3 4 5 6 7);
+            }
             let (d, m) = units::<B, N>(four);
             panel.put_units(group, 0, d, m);
         }

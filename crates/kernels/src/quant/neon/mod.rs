@@ -13,6 +13,7 @@ pub(super) mod floats;
 mod formats256;
 mod formats32;
 pub(super) mod nvfp4;
+pub(super) mod packed;
 mod tile;
 
 use std::arch::aarch64::*;

@@ -155,6 +155,24 @@ pub(in crate::quant) trait X86Block256<const N: usize>: Block256<N> {
         Self::quants(block, q);
     }
 
+    /// The block's integers plus an offset as unsigned bytes, for a tile.
+    ///
+    /// # Safety
+    /// AVX-512 F, BW and VL.
+    #[inline]
+    #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl")]
+    unsafe fn wide_block(block: &[u8; N], offset: i16, out: &mut [u8; 256]) {
+        let shift = _mm512_set1_epi8((i32::from(offset) - Self::WIDE_OFFSET) as u8 as i8);
+        for (s, out) in out.as_chunks_mut::<64>().0.iter_mut().enumerate() {
+            // SAFETY: this function has its features; sixty-four bytes into an array of sixty-four.
+            unsafe {
+                let (q, minus) = Self::wide(block, s);
+                let q = _mm512_mask_sub_epi8(q, minus, _mm512_setzero_si512(), q);
+                _mm512_storeu_si512(out.as_mut_ptr().cast(), _mm512_add_epi8(q, shift));
+            }
+        }
+    }
+
     /// The integers of eight rows' blocks, made unsigned, line by line.
     ///
     /// # Safety
@@ -335,7 +353,7 @@ impl<B: X86Block256<N>, const N: usize> Form for Of<B, N> {
 /// # Safety
 /// That of [`Tile`](crate::Tile), for AVX2 and F16C.
 #[target_feature(enable = "avx2,f16c")]
-unsafe fn tile_avx2<B: X86Block256<N>, const N: usize>(
+pub(super) unsafe fn tile_avx2<B: X86Block256<N>, const N: usize>(
     weights: &[u8],
     n_rows: usize,
     columns: &[&[u8]],
@@ -385,7 +403,7 @@ unsafe fn unpack<B: X86Block256<N>, const N: usize>(panel: &mut Panel, v: usize,
 /// # Safety
 /// That of [`Tile`](crate::Tile), for AVX2, F16C and AVX-512 F, BW, DQ, VL and VNNI.
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn tile_avx512<B: X86Block256<N>, const N: usize>(
+pub(super) unsafe fn tile_avx512<B: X86Block256<N>, const N: usize>(
     weights: &[u8],
     n_rows: usize,
     columns: &[&[u8]],
@@ -424,17 +442,9 @@ unsafe fn unpack_wide<'a, B: X86Block256<N>, const N: usize>(
     let offset: i16 = if B::MIN { 0 } else { 128 };
     let mut bytes = [[0; 256]; 16];
     let mut scales = [[[0i16; 16]; 2]; 16];
-    let shift = _mm512_set1_epi8((i32::from(offset) - B::WIDE_OFFSET) as u8 as i8);
     for (r, block) in rows.enumerate() {
-        let out: &mut [u8; 256] = &mut bytes[r];
-        for (s, out) in out.as_chunks_mut::<64>().0.iter_mut().enumerate() {
-            // SAFETY: this function has its features; sixty-four bytes into an array of sixty-four.
-            unsafe {
-                let (q, minus) = B::wide(block, s);
-                let q = _mm512_mask_sub_epi8(q, minus, _mm512_setzero_si512(), q);
-                _mm512_storeu_si512(out.as_mut_ptr().cast(), _mm512_add_epi8(q, shift));
-            }
-        }
+        // SAFETY: this function has its features.
+        unsafe { B::wide_block(block, offset, &mut bytes[r]) };
         // SAFETY: AVX2 is on; two times sixteen words into arrays of sixteen.
         unsafe {
             let (scale, min) = B::scale_words(block);

@@ -7,6 +7,7 @@ pub(super) mod codebook;
 pub(super) mod floats;
 pub(super) mod fours;
 pub(super) mod lines;
+pub(super) mod packed;
 pub(super) mod rows32;
 pub(super) mod tile;
 mod tile512;
