@@ -71,15 +71,19 @@ pub(crate) fn notes(layers: &[LayerExperts], bank: &BankPlan, isa: Isa) -> Vec<S
         tensors().filter(|tensor| tensor.form.is_some()).map(|tensor| tensor.ty).collect();
     types.sort_unstable();
     types.dedup();
-    for packed in types.iter().filter_map(|ty| kernels::packed(ty.id())).filter(|packed| !packed.runs_on(isa))
-    {
-        let [here, plain] = [packed.format, packed.source].map(|format| format.kernel(isa).isa().name());
-        notes.push(format!(
-            "slow: on this processor {} has {here} kernels only, {} has {plain}; run the model unpacked here",
-            packed.format.name, packed.source.name
-        ));
-    }
+    notes.extend(types.iter().filter_map(|ty| kernels::packed(ty.id())).filter_map(|packed| {
+        let kernel = |format: &'static Format| (format.name, format.kernel(isa).isa());
+        slow(kernel(packed.format), kernel(packed.source))
+    }));
     notes
+}
+
+/// What to say where a form has lesser kernels than its source.
+fn slow((form, here): (&str, Isa), (source, plain): (&str, Isa)) -> Option<String> {
+    let (here_name, plain_name) = (here.name(), plain.name());
+    (here != plain).then(|| {
+        format!("slow: for {form} this processor has {here_name} kernels only, for {source} {plain_name}; run the model unpacked here")
+    })
 }
 
 /// Bytes of a token's reads and slots of the bank beside those of the same model unpacked.
@@ -126,4 +130,20 @@ fn unpacked(layer: &LayerExperts) -> LayerExperts {
         tensor
     });
     LayerExperts { layer: layer.layer, n_expert: layer.n_expert, tensors: tensors.collect() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_form_with_lesser_kernels_is_called_slow() {
+        let note = slow(("packed", Isa::Scalar), ("IQ1_M", Isa::Neon)).expect("scalar is slower");
+        assert!(
+            note.starts_with("slow: for packed this processor has scalar kernels only, for IQ1_M neon"),
+            "{note}"
+        );
+        assert!(slow(("packed", Isa::Avx2), ("IQ1_M", Isa::Avx512)).is_some());
+        assert_eq!(slow(("packed", Isa::Avx2), ("IQ1_M", Isa::Avx2)), None);
+    }
 }

@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use crate::GgmlType;
 
@@ -18,7 +18,7 @@ const VERSION_DIGITS: usize = 16;
 const NAME_BYTES_MAX: usize = 64;
 
 /// What the bytes of an expert are, where they are not those of its ggml type.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Form {
     /// Stable name.
     pub name: String,

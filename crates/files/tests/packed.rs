@@ -198,7 +198,7 @@ fn packing_needs_records_and_something_to_pack() {
     assert!(error.hint().unwrap().contains("--layout expert-major"), "{error}");
     let error =
         refused(&f.src, &f.path("out"), &Options { layers: Some(vec![2]), dense: false, ..options() });
-    assert!(error.to_string().contains("nothing to pack: Q2_K, Q3_K"), "{error}");
+    assert!(error.to_string().contains("faster here for Q2_K, Q3_K"), "{error}");
 }
 
 #[test]

@@ -145,7 +145,7 @@ impl<'a> Plan<'a> {
             let types: std::collections::BTreeSet<&str> =
                 self.parts().map(|part| part.tensor.ty.name()).collect();
             let types: Vec<&str> = types.into_iter().collect();
-            let why = format!("nothing to pack: {} has no packed form that is faster here", types.join(", "));
+            let why = format!("nothing to pack: no form that is faster here for {}", types.join(", "));
             return usage(why, "leave out --pack");
         }
         Ok(())
