@@ -445,7 +445,7 @@ impl<'a> Run<'a> {
     }
 
     /// Everything to read, in file order.
-    fn items(&mut self, mode: Mode) -> Vec<Item> {
+    fn items(&mut self, mode: Mode) -> Vec<Item<'a>> {
         let mut items = Vec::new();
         for tensor in self.own.experts() {
             self.expert_items(tensor, mode, &mut items);
@@ -499,7 +499,7 @@ impl<'a> Run<'a> {
         self.packers.iter().find(|packer| packer.source() == own.ty && packer.form() == form)
     }
 
-    fn expert_items(&mut self, tensor: &'a ExpertTensor, mode: Mode, items: &mut Vec<Item>) {
+    fn expert_items(&mut self, tensor: &'a ExpertTensor, mode: Mode, items: &mut Vec<Item<'a>>) {
         let index =
             self.own.experts().partition_point(|t| (t.layer, t.family) < (tensor.layer, tensor.family));
         let there = self.other.map(|other| other.expert(tensor.layer, tensor.family));
@@ -534,7 +534,7 @@ impl<'a> Run<'a> {
                 expert: Some(expert),
                 expected: sums.and_then(|sums| sums.get(expert as usize).copied()),
                 other: there.flatten().map(|there| there.extent(expert)),
-                packer: packer.cloned(),
+                packer,
             });
         }
     }
@@ -573,7 +573,7 @@ impl<'a> Run<'a> {
     }
 
     /// Turns outcomes into bad entries, and into fresh sums where everything was read.
-    fn collect(&mut self, items: &[Item], outcomes: Vec<Outcome>) -> Result<Sums, Error> {
+    fn collect(&mut self, items: &[Item<'_>], outcomes: Vec<Outcome>) -> Result<Sums, Error> {
         let mut fresh = Sums::default();
         let mut experts: BTreeMap<(usize, u32), Sum> = BTreeMap::new();
         let mut tensors: BTreeMap<usize, BTreeMap<String, Sum>> = BTreeMap::new();
@@ -614,7 +614,7 @@ impl<'a> Run<'a> {
         Ok(fresh)
     }
 
-    fn describe(&self, item: &Item, problem: Problem) -> Bad {
+    fn describe(&self, item: &Item<'_>, problem: Problem) -> Bad {
         let tensor = item.expert.map(|_| &self.own.experts()[item.tensor]);
         Bad {
             file: self.own.files()[item.extent.file.index()].clone(),

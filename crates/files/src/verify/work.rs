@@ -11,7 +11,7 @@ use crate::sums::Sum;
 use crate::{Checkpoint, Error, Extent, Packer};
 
 /// One slice to read.
-pub(super) struct Item {
+pub(super) struct Item<'a> {
     pub(super) extent: Extent,
     /// Index into the experts, or into the dense tensors when `expert` is `None`.
     pub(super) tensor: usize,
@@ -20,7 +20,7 @@ pub(super) struct Item {
     /// The same slice of the other checkpoint.
     pub(super) other: Option<Extent>,
     /// What has to be done to that one before it can be compared.
-    pub(super) packer: Option<Packer>,
+    pub(super) packer: Option<&'a Packer>,
 }
 
 /// What came of it.
@@ -40,7 +40,7 @@ struct Step {
 pub(super) fn run(
     own: &Checkpoint,
     other: Option<&Checkpoint>,
-    items: &[Item],
+    items: &[Item<'_>],
     options: &Options,
     mut bad: usize,
     progress: &mut dyn FnMut(Progress),
@@ -101,8 +101,8 @@ impl<'a> Slice<'a> {
     }
 
     /// The other checkpoint's slice, packed as ours is.
-    fn packed_other(&mut self, item: &Item) -> Result<Option<Vec<u8>>, Error> {
-        let (Some(extent), Some(handles), Some(packer)) = (item.other, &mut self.other, &item.packer) else {
+    fn packed_other(&mut self, item: &Item<'_>) -> Result<Option<Vec<u8>>, Error> {
+        let (Some(extent), Some(handles), Some(packer)) = (item.other, &mut self.other, item.packer) else {
             return Ok(None);
         };
         let mut bytes = Vec::new();
@@ -113,7 +113,7 @@ impl<'a> Slice<'a> {
         Ok(Some(packer.pack(&bytes)))
     }
 
-    fn check(&mut self, item: &Item) -> Outcome {
+    fn check(&mut self, item: &Item<'_>) -> Outcome {
         let mut hasher = blake3::Hasher::new();
         let mut difference = None;
         let packed = match self.packed_other(item) {
