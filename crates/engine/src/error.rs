@@ -35,6 +35,20 @@ pub enum Error {
         /// ggml type name.
         ty: &'static str,
     },
+    /// Experts that a sidecar holds in a packed form of another version.
+    #[error(
+        "tensor `{tensor}` is {ty} packed as `{form}` {version}, which this version of slotbank does not know"
+    )]
+    Form {
+        /// Tensor name.
+        tensor: String,
+        /// ggml type name.
+        ty: &'static str,
+        /// Name of the form.
+        form: String,
+        /// Version of the form.
+        version: String,
+    },
     /// A tensor whose weights the file multiplies by a factor of its own.
     #[error("tensor `{factor}` scales `{tensor}`, which is not supported here")]
     TensorFactor {
@@ -131,9 +145,10 @@ impl Error {
                 _ => Class::BadFile,
             },
             Self::MissingTensor { .. } | Self::Shape { .. } | Self::Metadata { .. } => Class::BadFile,
-            Self::Architecture { .. } | Self::TensorType { .. } | Self::TensorFactor { .. } => {
-                Class::Unsupported
-            }
+            Self::Architecture { .. }
+            | Self::TensorType { .. }
+            | Self::Form { .. }
+            | Self::TensorFactor { .. } => Class::Unsupported,
             Self::Option { .. } | Self::Token { .. } => Class::Usage,
             Self::ContextFull { .. } | Self::DoesNotFit { .. } => Class::DoesNotFit,
             Self::Write { .. } => Class::Io,
@@ -151,6 +166,10 @@ impl Error {
             Self::TensorType { .. } | Self::TensorFactor { .. } => {
                 Some("requantise that tensor, or use another file of this model".into())
             }
+            Self::Form { .. } => Some(
+                "extract the sidecar again with this version, or run it with the version that wrote it"
+                    .into(),
+            ),
             Self::MissingTensor { tensor, .. } if tensor.contains("indexer") => Some(
                 "the file lacks the sparse-attention indexer; `--attention dense` runs without it".into(),
             ),

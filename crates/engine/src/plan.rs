@@ -6,7 +6,7 @@ use files::{Checkpoint, ExpertTensor, Family};
 use crate::load::Loader;
 use crate::models::{self, ModelInfo};
 use crate::options::Promote;
-use crate::{EngineOptions, Error};
+use crate::{EngineOptions, Error, packed};
 
 /// One line of the plan.
 #[derive(Debug, Clone, serde::Serialize)]
@@ -32,6 +32,8 @@ pub struct MemoryPlan {
     pub bank: Option<BankPlan>,
     /// The model.
     pub model: ModelInfo,
+    /// What a user should know about it, one sentence each.
+    pub notes: Vec<String>,
 }
 
 /// Kept free for the system when the bank sizes itself: an eighth of what is available, at most 2 GiB.
@@ -44,18 +46,21 @@ impl MemoryPlan {
         let model = (models::find(checkpoint)?.load)(&mut loader)?;
         let (info, ledger) = (model.info().clone(), loader.ledger());
         let available_bytes = options.memory_bytes.unwrap_or_else(available_memory_bytes);
+        let mut notes = Vec::new();
         let bank = if options.shared_only {
             None
         } else {
             let layers = expert_layers(checkpoint, &info)?;
-            Some(bank_plan(options, available_bytes, ledger.total(), info.top_k, &layers)?)
+            let bank = bank_plan(options, available_bytes, ledger.total(), info.top_k, &layers)?;
+            notes = packed::notes(&layers, &bank, kernels::Isa::current());
+            Some(bank)
         };
         let rows = rows(&info, options, &ledger, bank.as_ref());
         let total_bytes = rows.iter().map(|row| row.bytes).sum();
         if total_bytes > available_bytes {
             return Err(does_not_fit(&rows, bank.as_ref(), available_bytes));
         }
-        Ok(Self { rows, total_bytes, available_bytes, bank, model: info })
+        Ok(Self { rows, total_bytes, available_bytes, bank, model: info, notes })
     }
 }
 
@@ -80,7 +85,8 @@ fn bank_plan(
     if options.promote == Promote::Always {
         let packed = packed?;
         let why = || "no expert tensor has a packed form on this processor".to_owned();
-        return if packed.packs() {
+        let already = layers.iter().flat_map(|layer| &layer.tensors).any(|tensor| tensor.form.is_some());
+        return if packed.packs() || already {
             Ok(packed)
         } else {
             Err(Error::Option { option: "--promote", why: why() })
@@ -98,8 +104,11 @@ fn bank_plan(
     }
 }
 
-/// Bytes of one of the tensor's experts in packed form.
+/// Bytes of one of the tensor's experts in packed form, if it is not in one already.
 fn packed_bytes(tensor: &ExpertTensor) -> Option<u64> {
+    if tensor.form.is_some() {
+        return None;
+    }
     let packed = packed_form(tensor.ty.id())?;
     Some(tensor.expert_bytes / packed.source.block_bytes as u64 * packed.format.block_bytes as u64)
 }

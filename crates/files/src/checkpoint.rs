@@ -164,6 +164,7 @@ impl Checkpoint {
                 family,
                 name: info.name,
                 ty: info.ty,
+                form: None,
                 shape,
                 file,
                 offset: info.offset,
@@ -468,7 +469,8 @@ fn expert_of(
         .ty
         .or(old.map(|old| old.ty))
         .ok_or_else(|| fail("no `quant_type`, and no GGUF that knows it"))?;
-    if ty.tensor_bytes(&entry.shape[..2]) != Some(entry.expert_bytes) {
+    // That of a packed form was checked with the entry.
+    if entry.form.is_none() && ty.tensor_bytes(&entry.shape[..2]) != Some(entry.expert_bytes) {
         return Err(fail(&format!(
             "`bytes_per_expert` {} does not suit the GGUF's type {ty}",
             entry.expert_bytes
@@ -479,6 +481,7 @@ fn expert_of(
         family: entry.family,
         name: entry.name.clone(),
         ty,
+        form: entry.form.clone(),
         shape: entry.shape,
         file,
         offset: entry.offset,

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::GgmlType;
+use crate::{Form, GgmlType};
 
 /// Index into [`crate::Checkpoint::files`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
@@ -108,8 +108,10 @@ pub struct ExpertTensor {
     pub family: Family,
     /// Tensor name in the GGUF.
     pub name: String,
-    /// Element type.
+    /// Element type; where the experts are packed, that which they were packed from.
     pub ty: GgmlType,
+    /// What the bytes are, where they are not those of `ty`.
+    pub form: Option<Form>,
     /// `[n_in, n_out, n_expert]`
     pub shape: [u64; 3],
     /// Where the experts are.
@@ -128,6 +130,11 @@ impl ExpertTensor {
         self.shape[2]
     }
 
+    /// What the bytes are: the name of the form or of the type.
+    pub fn stored_as(&self) -> &str {
+        self.form.as_ref().map_or(self.ty.name(), |form| &form.name)
+    }
+
     /// Where `expert` is.
     ///
     /// # Panics
@@ -138,6 +145,15 @@ impl ExpertTensor {
             file: self.file,
             offset: self.offset + u64::from(expert) * self.stride,
             len: self.expert_bytes,
+        }
+    }
+
+    /// Bytes of one expert in ggml's form.
+    pub fn unpacked_expert_bytes(&self) -> u64 {
+        match self.form {
+            None => self.expert_bytes,
+            // A packed tensor has whole blocks, and packed ones are bounded multiples of them.
+            Some(_) => self.ty.tensor_bytes(&self.shape[..2]).unwrap_or(self.expert_bytes),
         }
     }
 
@@ -179,6 +195,7 @@ mod tests {
             family: Family::Down,
             name: Family::Down.tensor_name(3),
             ty: GgmlType::IQ3_XXS,
+            form: None,
             shape: [2048, 6144, 256],
             file: FileIndex(0),
             offset: 1_409_286_144,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use clap::ValueEnum;
-use files::extract::{Options, Progress, extract, parse_families, parse_layers};
+use files::extract::{FormLine, Options, Progress, Summary, extract, parse_families, parse_layers};
 use files::{Checkpoint, Family};
 
 use crate::interrupt;
@@ -32,6 +32,9 @@ pub(crate) struct Args {
     /// Whole tensors one after another, or one padded record per expert
     #[arg(long, value_enum, default_value_t = LayoutArg::LayerMajor)]
     layout: LayoutArg,
+    /// Store experts packed for speed, in more bytes; with --layout expert-major
+    #[arg(long)]
+    pack: bool,
     /// Only these layers, as in 3,5-9
     #[arg(long, value_name = "LIST", value_parser = layers)]
     layers: Option<Layers>,
@@ -95,6 +98,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
         },
         layers: args.layers.as_ref().map(|list| list.0.clone()),
         families: args.families.as_ref().map(|list| list.0.clone()),
+        pack: args.pack.then(engine::packers),
         dense: args.dense,
         force: args.force,
         stop: Some(stop.clone()),
@@ -111,17 +115,25 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     if args.json {
         ui::print_json(&serde_json::json!({
             "tensors": summary.tensors, "layers": summary.layers, "layers_resumed": summary.layers_resumed,
-            "bytes_written": summary.bytes_written, "bytes_resumed": summary.bytes_resumed,
+            "forms": summary.forms, "bytes_written": summary.bytes_written, "bytes_resumed": summary.bytes_resumed,
             "manifest": summary.manifest, "sums": summary.sums, "dense": summary.dense, "removed": summary.removed,
         }))?;
         return Ok(ExitCode::SUCCESS);
     }
+    ui::print(render(&summary))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn render(summary: &Summary) -> String {
     let mut lines = vec![format!(
         "{} tensors of {} layers, {} written",
         summary.tensors,
         summary.layers,
         units::bytes(summary.bytes_written)
     )];
+    if summary.forms.iter().any(|line| line.form.is_some()) {
+        lines.extend(summary.forms.iter().map(form_line));
+    }
     if summary.layers_resumed > 0 {
         lines.push(format!(
             "{} layers ({}) were there already",
@@ -139,8 +151,23 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     ] {
         lines.extend(path.map(|path| format!("{what}: {}", path.display())));
     }
-    ui::print(lines.join("\n"))?;
-    Ok(ExitCode::SUCCESS)
+    lines.join("\n")
+}
+
+/// `IQ1_M packed ×6: 9.0 MiB instead of 4.4 MiB, 2.04 times as much`
+fn form_line(line: &FormLine) -> String {
+    let FormLine { ty, form, tensors, source_bytes, bytes } = line;
+    match form {
+        Some(form) => format!(
+            "{form} ×{tensors}: {} instead of {}, {:.2} times as much",
+            units::bytes(*bytes),
+            units::bytes(*source_bytes),
+            *bytes as f64 / (*source_bytes).max(1) as f64
+        ),
+        None => {
+            format!("{ty} ×{tensors}: {} as they were: {}", units::bytes(*bytes), engine::why_unpacked(*ty))
+        }
+    }
 }
 
 fn paths(args: &Args) -> Result<(&Path, &Path), Failure> {

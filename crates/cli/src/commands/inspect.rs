@@ -143,7 +143,9 @@ fn expert_lines(experts: &Experts) -> Vec<(&'static str, String)> {
         );
         rows.push((family.family.name(), line));
     }
-    rows.push(("one expert", range(&experts.expert_bytes)));
+    let unpacked = experts.unpacked_expert_bytes.as_ref();
+    let unpacked = unpacked.map_or_else(String::new, |bytes| format!("; unpacked {}", range(bytes)));
+    rows.push(("one expert", format!("{}{unpacked}", range(&experts.expert_bytes))));
     rows.push(("one slot in every layer", units::bytes(experts.slot_bytes_all_layers)));
     if let Some(cold) = experts.cold_bytes_per_token {
         rows.push(("cold read per token", units::bytes(cold)));
@@ -157,7 +159,8 @@ fn expert_lines(experts: &Experts) -> Vec<(&'static str, String)> {
 
 /// `IQ1_M ×74, IQ2_XXS ×2`
 fn types(lines: &[TypeLine]) -> String {
-    lines.iter().map(|line| format!("{} ×{}", line.ty, line.tensors)).collect::<Vec<_>>().join(", ")
+    let name = |line: &TypeLine| line.form.clone().unwrap_or_else(|| line.ty.to_string());
+    lines.iter().map(|line| format!("{} ×{}", name(line), line.tensors)).collect::<Vec<_>>().join(", ")
 }
 
 fn range(range: &Range) -> String {

@@ -43,6 +43,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
         sidecar: args.model.sidecar.clone(),
         mode: if args.quick { Mode::Quick } else { Mode::Full },
         against: args.against.clone(),
+        packers: engine::known_packers(),
         write_sums: args.write_sums,
         threads: None,
         stop: Some(stop.clone()),

@@ -5,7 +5,7 @@ use engine::MemoryPlan;
 use super::table::{Align, Table};
 use super::{Paint, units};
 
-/// A heading, one line per part, and the sum against what there is.
+/// A heading, one line per part, the sum against what there is, and what else there is to know.
 pub(crate) fn render(name: &str, plan: &MemoryPlan) -> String {
     let mut table = Table::new(&[Align::Left, Align::Right, Align::Left]);
     for row in &plan.rows {
@@ -13,7 +13,8 @@ pub(crate) fn render(name: &str, plan: &MemoryPlan) -> String {
     }
     let available = format!("of {} available", units::bytes(plan.available_bytes));
     table.row(["total".to_owned(), units::bytes(plan.total_bytes), available]);
-    format!("{}\n{}", Paint::Bold.on(&heading(name, plan)), table.render("  "))
+    let notes: String = plan.notes.iter().map(|note| format!("\nnote: {note}")).collect();
+    format!("{}\n{}{notes}", Paint::Bold.on(&heading(name, plan)), table.render("  "))
 }
 
 fn heading(name: &str, plan: &MemoryPlan) -> String {

@@ -9,6 +9,7 @@ mod help;
 mod interrupt;
 mod logits;
 mod make_model;
+mod packed;
 mod run;
 mod sidecar;
 mod support;

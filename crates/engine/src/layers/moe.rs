@@ -13,6 +13,7 @@ use crate::layers::ffn::{Ffn, FfnState};
 use crate::layers::router::{RouterConfig, RouterState, route};
 use crate::load::Loader;
 use crate::models::{Rows, Step};
+use crate::packed;
 
 /// Sizes shared by all routed layers.
 #[derive(Debug, Clone)]
@@ -234,9 +235,7 @@ fn expert_formats(loader: &Loader<'_>, layer: u32, c: &MoeConfig) -> Result<([u3
             });
         }
         loader.check_factor(&tensor.name)?;
-        kernels::format(tensor.ty.id())
-            .map(|f| f.id)
-            .ok_or_else(|| Error::TensorType { tensor: tensor.name.clone(), ty: tensor.ty.name() })
+        packed::format_of(tensor).map(|format| format.id)
     };
     let down = format(Family::Down, [width, hidden, n])?;
     if loader.checkpoint.expert(layer, Family::GateUp).is_some() {

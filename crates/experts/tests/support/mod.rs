@@ -127,6 +127,7 @@ impl Toy {
                     family,
                     name,
                     ty,
+                    form: None,
                     shape,
                     file,
                     offset,

@@ -6,10 +6,10 @@ use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
-use super::plan::LayerPlan;
+use super::plan::{LayerPlan, Part};
 use crate::handles::Handles;
 use crate::sums::{Sum, Sums};
-use crate::{Error, ExpertTensor, Extent, atomic};
+use crate::{Error, ExpertTensor, Extent, Packer, atomic};
 
 /// What a copy needs besides its plan.
 pub(super) struct Copier<'a> {
@@ -50,7 +50,8 @@ impl Copier<'_> {
     ) -> Result<BTreeMap<String, Vec<Sum>>, Error> {
         let mut sums = BTreeMap::new();
         for part in &plan.parts {
-            sums.insert(part.tensor.name.clone(), self.tensor(part.tensor, out, path)?);
+            let experts = experts(part.tensor).map(|expert| self.part(part, expert, out, path));
+            sums.insert(part.tensor.name.clone(), experts.collect::<Result<_, _>>()?);
         }
         Ok(sums)
     }
@@ -73,17 +74,49 @@ impl Copier<'_> {
         path: &Path,
     ) -> Result<BTreeMap<String, Vec<Sum>>, Error> {
         let mut sums: BTreeMap<String, Vec<Sum>> = BTreeMap::new();
-        let used: u64 = plan.parts.iter().map(|part| part.tensor.expert_bytes).sum();
+        let used: u64 = plan.parts.iter().map(|part| part.expert_bytes).sum();
         let padding = vec![0; usize::try_from(stride - used).expect("less than a page")];
         for expert in experts(plan.parts[0].tensor) {
             for part in &plan.parts {
-                let sum = self.expert(part.tensor, expert, out, path)?;
+                let sum = self.part(part, expert, out, path)?;
                 sums.entry(part.tensor.name.clone()).or_default().push(sum);
             }
             out.write_all(&padding).map_err(|e| Error::io(path, e))?;
             (self.on_bytes.borrow_mut())(padding.len() as u64)?;
         }
         Ok(sums)
+    }
+
+    /// One expert of a part, as the bin has it; the sum is that of the bytes there.
+    fn part(&self, part: &Part, expert: u32, out: &mut impl Write, path: &Path) -> Result<Sum, Error> {
+        match part.packer {
+            None => self.expert(part.tensor, expert, out, path),
+            Some(packer) => self.packed(part.tensor, expert, packer, out, path),
+        }
+    }
+
+    fn packed(
+        &self,
+        tensor: &ExpertTensor,
+        expert: u32,
+        packer: &Packer,
+        out: &mut impl Write,
+        path: &Path,
+    ) -> Result<Sum, Error> {
+        let extent = tensor.extent(expert);
+        let (mut hasher, mut buf) = (blake3::Hasher::new(), Vec::new());
+        let mut bytes = Vec::with_capacity(usize::try_from(extent.len).unwrap_or(0));
+        let read = self.handles.borrow_mut().read_chunks(&extent, &mut buf, |_, piece| {
+            hasher.update(piece);
+            bytes.extend_from_slice(piece);
+            Ok(())
+        });
+        read.map_err(|e| name_expert(e, tensor, expert))?;
+        self.check_known(tensor, expert, hasher.finalize().into())?;
+        let packed = packer.pack(&bytes);
+        out.write_all(&packed).map_err(|e| Error::io(path, e))?;
+        (self.on_bytes.borrow_mut())(packed.len() as u64)?;
+        Ok(blake3::hash(&packed).into())
     }
 
     fn expert(
@@ -93,16 +126,18 @@ impl Copier<'_> {
         out: &mut (impl Write + ?Sized),
         path: &Path,
     ) -> Result<Sum, Error> {
+        let sum =
+            self.extent(&tensor.extent(expert), out, path).map_err(|e| name_expert(e, tensor, expert))?;
+        self.check_known(tensor, expert, sum)?;
+        Ok(sum)
+    }
+
+    /// Compares the sum of an expert of the source with the recorded one.
+    fn check_known(&self, tensor: &ExpertTensor, expert: u32, sum: Sum) -> Result<(), Error> {
         let extent = tensor.extent(expert);
-        let sum = self.extent(&extent, out, path).map_err(|e| match e {
-            Error::Truncated { path, needs, has, .. } => {
-                Error::Truncated { path, what: format!("`{}` expert {expert}", tensor.name), needs, has }
-            }
-            other => other,
-        })?;
         let known = self.known.as_ref().and_then(|sums| sums.experts.get(&tensor.name)?.get(expert as usize));
         match known.filter(|known| **known != sum) {
-            None => Ok(sum),
+            None => Ok(()),
             Some(known) => Err(Error::Integrity {
                 path: tensor_file(self, &extent),
                 why: format!(
@@ -128,6 +163,16 @@ impl Copier<'_> {
             (self.on_bytes.borrow_mut())(bytes.len() as u64)
         })?;
         Ok(hasher.finalize().into())
+    }
+}
+
+/// Says which expert it was that a file is too short for.
+fn name_expert(error: Error, tensor: &ExpertTensor, expert: u32) -> Error {
+    match error {
+        Error::Truncated { path, needs, has, .. } => {
+            Error::Truncated { path, what: format!("`{}` expert {expert}", tensor.name), needs, has }
+        }
+        other => other,
     }
 }
 

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value as Json, json};
 
 use super::copy::{Copier, smuggle};
-use super::plan::Plan;
+use super::plan::{Part, Plan};
 use crate::gguf::{self, Writer};
 use crate::manifest::{ascii_json, timestamp};
 use crate::package::{DENSE_NAME, PACKAGE_NAME};
@@ -106,7 +106,7 @@ fn summary(plan: &Plan) -> RoutedSummary {
     let mut families: BTreeMap<&'static str, (u64, u64, BTreeSet<u32>)> = BTreeMap::new();
     let mut summary = RoutedSummary::default();
     for layer in &plan.layers {
-        let bytes: u64 = layer.parts.iter().map(|part| part.tensor.total_bytes()).sum();
+        let bytes: u64 = layer.parts.iter().map(Part::total_bytes).sum();
         let count = layer.parts.len();
         summary
             .by_layer
@@ -116,7 +116,7 @@ fn summary(plan: &Plan) -> RoutedSummary {
         for part in &layer.parts {
             let line = families.entry(part.tensor.family.name()).or_default();
             line.0 += 1;
-            line.1 += part.tensor.total_bytes();
+            line.1 += part.total_bytes();
             line.2.insert(layer.layer);
         }
     }

@@ -6,7 +6,7 @@
 //! ```
 //! Each bin is written under a temporary name, synced and renamed, then noted in a journal: an interrupted extraction goes on
 //! with the bin it was writing. The manifest comes last, so a folder with a manifest is complete. The source may be a GGUF
-//! or a sidecar (then this is a repack); existing sums of the source are checked while its bytes pass by.
+//! or a sidecar (then this is a repack), and experts may be packed on the way; existing sums of the source are checked while its bytes pass by.
 
 mod copy;
 mod dense;
@@ -19,11 +19,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use serde::Serialize;
+
 use crate::handles::Handles;
 use crate::manifest::{self, Layout, Manifest};
 use crate::package::PACKAGE_NAME;
 use crate::sums::{self, Sums};
-use crate::{Checkpoint, Error, Family, atomic};
+use crate::{Checkpoint, Error, Family, GgmlType, Packer, atomic};
 use copy::Copier;
 use journal::Journal;
 use plan::Plan;
@@ -37,6 +39,9 @@ pub struct Options {
     pub layers: Option<Vec<u32>>,
     /// Only these families.
     pub families: Option<Vec<Family>>,
+    /// Pack the experts of these types, expert-major only; packed experts of the source are copied as they are. `None` packs nothing
+    /// and takes no packed source.
+    pub pack: Option<Vec<Packer>>,
     /// Also write the dense GGUF and the package description.
     pub dense: bool,
     /// Remove what an earlier extraction left at the destination, and start over.
@@ -51,6 +56,7 @@ impl Default for Options {
             layout: Layout::LayerMajor,
             layers: None,
             families: None,
+            pack: None,
             dense: false,
             force: false,
             stop: None,
@@ -71,6 +77,22 @@ pub struct Progress {
     pub layer: Option<u32>,
 }
 
+/// What becomes of the experts of one type.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct FormLine {
+    /// Element type.
+    #[serde(rename = "type")]
+    pub ty: GgmlType,
+    /// Name of the form in which the sidecar has them; `None` where they are as they were.
+    pub form: Option<String>,
+    /// Number of tensors.
+    pub tensors: u64,
+    /// Their bytes in the source.
+    pub source_bytes: u64,
+    /// Their bytes in the sidecar.
+    pub bytes: u64,
+}
+
 /// What an extraction did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Summary {
@@ -78,6 +100,8 @@ pub struct Summary {
     pub tensors: usize,
     /// Bins.
     pub layers: usize,
+    /// By type, most bytes first.
+    pub forms: Vec<FormLine>,
     /// Bins that earlier runs had finished.
     pub layers_resumed: usize,
     /// Bytes written by this run.
@@ -212,6 +236,7 @@ impl Job<'_> {
         self.summary.manifest = self.dst.join(manifest::FILE_NAME);
         atomic::write(&self.summary.manifest, &manifest)?;
         self.summary.tensors = self.plan.tensor_count();
+        self.summary.forms = self.plan.forms();
         self.summary.layers = self.plan.layers.len();
         self.journal.finish()?;
         Ok(self.summary)
@@ -331,6 +356,7 @@ fn add_dense(
     Ok(Summary {
         tensors: plan.tensor_count(),
         layers: plan.layers.len(),
+        forms: plan.forms(),
         layers_resumed: plan.layers.len(),
         bytes_written: total,
         bytes_resumed: plan.bytes(),
@@ -346,7 +372,9 @@ fn same_entries(found: &Manifest, plan: &Plan, src: &Checkpoint) -> bool {
     found.entries.len() == planned.len()
         && found.entries.iter().zip(&planned).all(|(a, b)| {
             a.name == b.tensor_name
-                && a.ty.is_some_and(|ty| ty.name() == b.quant_type)
+                && a.ty.is_some_and(|ty| a.form.as_ref().map_or(ty.name(), |form| &form.name) == b.quant_type)
+                && a.form.as_ref().map(|form| &form.version)
+                    == b.packed.as_ref().map(|packed| &packed.version)
                 && (a.shape, &a.file, a.offset) == (b.shape, &b.repacked_file, b.repacked_offset)
                 && a.stride == b.expert_stride.unwrap_or(b.bytes_per_expert)
         })

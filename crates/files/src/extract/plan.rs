@@ -4,9 +4,11 @@ use std::path::Path;
 
 use serde_json::{Map, Value as Json};
 
-use super::Options;
-use crate::manifest::{EntryOut, Filters, Layout, ManifestOut, Model, SourceOut, ascii_json, timestamp};
-use crate::{Array, Checkpoint, Error, ExpertTensor, Family, Value};
+use super::{FormLine, Options};
+use crate::manifest::{
+    EntryOut, Filters, Layout, ManifestOut, Model, PackedOut, SourceOut, ascii_json, kind_of, timestamp,
+};
+use crate::{Array, Checkpoint, Error, ExpertTensor, Family, Form, Packer, Value};
 
 /// Records of an expert-major bin start on pages, so that one direct read fetches exactly one expert. The format allows
 /// any stride that holds the parts.
@@ -19,6 +21,39 @@ pub(super) struct Part<'a> {
     pub(super) tensor: &'a ExpertTensor,
     /// Of expert 0 in the bin.
     pub(super) offset: u64,
+    /// What rewrites the experts on the way.
+    pub(super) packer: Option<&'a Packer>,
+    /// Of one expert in the bin.
+    pub(super) expert_bytes: u64,
+}
+
+impl<'a> Part<'a> {
+    fn new(tensor: &'a ExpertTensor, offset: u64, packers: &'a [Packer]) -> Result<Self, Error> {
+        let suits = |packer: &&Packer| tensor.form.is_none() && packer.source() == tensor.ty;
+        let packer = packers.iter().find(suits);
+        let expert_bytes = match packer {
+            None => tensor.expert_bytes,
+            Some(packer) => {
+                let bytes = packer.form().tensor_bytes(tensor.ty, &tensor.shape[..2]);
+                bytes.filter(|bytes| bytes.checked_mul(tensor.n_expert()).is_some()).ok_or_else(|| {
+                    Error::Internal {
+                        why: format!("`{}` cannot be packed as {}", tensor.name, packer.form()),
+                    }
+                })?
+            }
+        };
+        Ok(Self { tensor, offset, packer, expert_bytes })
+    }
+
+    /// What the experts will be, where that is not ggml's.
+    pub(super) fn form(&self) -> Option<&'a Form> {
+        self.packer.map_or(self.tensor.form.as_ref(), |packer| Some(packer.form()))
+    }
+
+    /// Bytes of all experts, gaps not counted.
+    pub(super) fn total_bytes(&self) -> u64 {
+        self.expert_bytes * self.tensor.n_expert()
+    }
 }
 
 /// One bin.
@@ -39,7 +74,7 @@ pub(super) struct Plan<'a> {
 }
 
 impl<'a> Plan<'a> {
-    pub(super) fn new(src: &'a Checkpoint, options: &Options) -> Result<Self, Error> {
+    pub(super) fn new(src: &'a Checkpoint, options: &'a Options) -> Result<Self, Error> {
         let wanted = |tensor: &&ExpertTensor| {
             options.layers.as_ref().is_none_or(|layers| layers.contains(&tensor.layer))
                 && options.families.as_ref().is_none_or(|families| families.contains(&tensor.family))
@@ -61,7 +96,7 @@ impl<'a> Plan<'a> {
         }
         let layers = selected
             .chunk_by(|a, b| a.layer == b.layer)
-            .map(|tensors| LayerPlan::new(tensors, options.layout))
+            .map(|tensors| LayerPlan::new(tensors, options))
             .collect::<Result<_, _>>()?;
         let sorted = |list: &Vec<u32>| {
             let mut list = list.clone();
@@ -76,7 +111,66 @@ impl<'a> Plan<'a> {
                 .as_ref()
                 .map(|wanted| Family::ALL.into_iter().filter(|family| wanted.contains(family)).collect()),
         };
-        Ok(Self { layout: options.layout, layers, filters })
+        let plan = Self { layout: options.layout, layers, filters };
+        plan.check_forms(src, options)?;
+        Ok(plan)
+    }
+
+    /// Packed experts need records, a manifest that says so, and a wish for them.
+    fn check_forms(&self, src: &Checkpoint, options: &Options) -> Result<(), Error> {
+        let usage = |why: String, hint: &str| Err(Error::Usage { why, hint: Some(hint.into()) });
+        if src.experts().iter().any(|tensor| tensor.form.is_some()) {
+            let root = src.root().display();
+            if options.pack.is_none() {
+                let why = format!("the experts of {root} are packed, which cannot be undone");
+                return usage(
+                    why,
+                    "extract from the GGUF, or copy them as they are with --layout expert-major --pack",
+                );
+            }
+            let stay =
+                |tensor: &ExpertTensor| tensor.form.is_some() && !self.lists(tensor.layer, tensor.family);
+            if options.dense && src.experts().iter().any(stay) {
+                let why = format!("packed experts of {root} would have to stay in the dense GGUF");
+                return usage(why, "leave out --layers and --families, or --dense");
+            }
+        }
+        if options.pack.is_none() {
+            return Ok(());
+        }
+        if self.layout != Layout::ExpertMajor {
+            return usage("--pack needs records, one per expert".into(), "add --layout expert-major");
+        }
+        if !self.is_packed() {
+            let types: std::collections::BTreeSet<&str> =
+                self.parts().map(|part| part.tensor.ty.name()).collect();
+            let types: Vec<&str> = types.into_iter().collect();
+            let why = format!("nothing to pack: no form that is faster here for {}", types.join(", "));
+            return usage(why, "leave out --pack");
+        }
+        Ok(())
+    }
+
+    /// Whether some experts will be packed.
+    pub(super) fn is_packed(&self) -> bool {
+        self.parts().any(|part| part.form().is_some())
+    }
+
+    /// What becomes of each type, most bytes first.
+    pub(super) fn forms(&self) -> Vec<FormLine> {
+        let mut lines: Vec<FormLine> = Vec::new();
+        for part in self.parts() {
+            let (ty, form) = (part.tensor.ty, part.form().map(|form| form.name.clone()));
+            let at = lines.iter().position(|line| line.ty == ty && line.form == form).unwrap_or_else(|| {
+                lines.push(FormLine { ty, form, tensors: 0, source_bytes: 0, bytes: 0 });
+                lines.len() - 1
+            });
+            lines[at].tensors += 1;
+            lines[at].source_bytes += part.tensor.total_bytes();
+            lines[at].bytes += part.total_bytes();
+        }
+        lines.sort_by_key(|line| std::cmp::Reverse(line.bytes));
+        lines
     }
 
     pub(super) fn bytes(&self) -> u64 {
@@ -118,10 +212,11 @@ impl<'a> Plan<'a> {
 
     pub(super) fn manifest(&self, src: &Checkpoint) -> Result<Vec<u8>, Error> {
         let number = |name: &str| src.metadata().u64(&format!("{}.{name}", src.architecture()));
+        let (schema_version, sidecar_kind, layout) = kind_of(self.layout, self.is_packed());
         ascii_json(&ManifestOut {
-            schema_version: 1,
-            sidecar_kind: "flashmoe_gguf",
-            layout: self.layout.manifest_name(),
+            schema_version,
+            sidecar_kind,
+            layout,
             generated_at: timestamp(),
             include_shared: false,
             filters: self.filters.clone(),
@@ -143,16 +238,18 @@ impl<'a> Plan<'a> {
 }
 
 impl<'a> LayerPlan<'a> {
-    fn new(tensors: &[&'a ExpertTensor], layout: Layout) -> Result<Self, Error> {
-        let layer = tensors[0].layer;
+    fn new(tensors: &[&'a ExpertTensor], options: &'a Options) -> Result<Self, Error> {
+        let (layer, layout) = (tensors[0].layer, options.layout);
+        let packers = options.pack.as_deref().unwrap_or_default();
         let mut parts = Vec::with_capacity(tensors.len());
         let mut at = 0;
         for tensor in tensors {
-            parts.push(Part { tensor, offset: at });
+            let part = Part::new(tensor, at, packers)?;
             at += match layout {
-                Layout::LayerMajor => tensor.total_bytes(),
-                Layout::ExpertMajor => tensor.expert_bytes,
+                Layout::LayerMajor => part.total_bytes(),
+                Layout::ExpertMajor => part.expert_bytes,
             };
+            parts.push(part);
         }
         let (bytes, stride) = match layout {
             Layout::LayerMajor => (at, None),
@@ -184,16 +281,16 @@ impl<'a> LayerPlan<'a> {
             tensor_name: tensor.name.clone(),
             original_gguf_tensor_name: tensor.name.clone(),
             expert_id: None,
-            quant_type: tensor.ty.name(),
+            quant_type: part.form().map_or(tensor.ty.name(), |form| &form.name).to_owned(),
             block_size: tensor.ty.block_elements(),
-            exact_byte_length: tensor.total_bytes(),
+            exact_byte_length: part.total_bytes(),
             source_shard: shard.unwrap_or_else(|| plain_name(&src.files()[tensor.file.index()])),
             source_shard_index: old
                 .and_then(|old| old.source_shard_index)
                 .unwrap_or(u64::from(tensor.file.0)),
             source_offset: old.and_then(|old| old.source_offset).unwrap_or(tensor.offset),
             shape: tensor.shape,
-            bytes_per_expert: tensor.expert_bytes,
+            bytes_per_expert: part.expert_bytes,
             quant_tier: None,
             projection_quant_kind: None,
             alternate_bank_offsets: None,
@@ -203,6 +300,7 @@ impl<'a> LayerPlan<'a> {
             expert_stride: self.stride,
             expert_major: self.stride.map(|_| true),
             expert_count: self.stride.map(|_| tensor.n_expert()),
+            packed: part.form().map(|form| PackedOut::new(tensor.ty, form)),
         }
     }
 }

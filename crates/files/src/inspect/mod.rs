@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use crate::{Checkpoint, Error, ExpertTensor, Family, GgmlType, Source};
+use crate::{Checkpoint, Error, ExpertTensor, Family, Form, GgmlType, Source};
 
 /// Direct reads want offsets that are multiples of this.
 const PAGE_BYTES: u64 = 4096;
@@ -93,6 +93,9 @@ pub struct TypeLine {
     /// Element type.
     #[serde(rename = "type")]
     pub ty: GgmlType,
+    /// Name of the form that they are packed in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub form: Option<String>,
     /// Number of tensors.
     pub tensors: u64,
     /// Their bytes.
@@ -138,6 +141,8 @@ pub struct Experts {
     pub families: Vec<FamilyLine>,
     /// Bytes of one expert with all its families, over the layers.
     pub expert_bytes: Range,
+    /// The same before packing; `None` where nothing is packed.
+    pub unpacked_expert_bytes: Option<Range>,
     /// Memory of one slot in each layer that a decoder runs.
     pub slot_bytes_all_layers: u64,
     /// Bytes that one token reads when nothing is resident; `None` when the number of experts per token is unknown.
@@ -182,7 +187,7 @@ pub fn inspect(checkpoint: &Checkpoint) -> Result<Inspection, Error> {
             tokens: geometry.vocabulary,
         })
     });
-    let dense = checkpoint.tensors().iter().map(|tensor| (tensor.ty, tensor.extent.len));
+    let dense = checkpoint.tensors().iter().map(|tensor| (tensor.ty, None, tensor.extent.len));
     Ok(Inspection {
         root: checkpoint.root().to_path_buf(),
         source: match checkpoint.source() {
@@ -272,15 +277,20 @@ fn parameters(checkpoint: &Checkpoint, geometry: &Geometry) -> Parameters {
     Parameters { total: dense + experts, dense, experts, active }
 }
 
-fn by_type(tensors: impl Iterator<Item = (GgmlType, u64)>) -> Vec<TypeLine> {
-    let mut lines: BTreeMap<GgmlType, (u64, u64)> = BTreeMap::new();
-    for (ty, bytes) in tensors {
-        let line = lines.entry(ty).or_default();
+fn by_type<'a>(tensors: impl Iterator<Item = (GgmlType, Option<&'a Form>, u64)>) -> Vec<TypeLine> {
+    let mut lines: BTreeMap<(GgmlType, Option<&Form>), (u64, u64)> = BTreeMap::new();
+    for (ty, form, bytes) in tensors {
+        let line = lines.entry((ty, form)).or_default();
         line.0 += 1;
         line.1 += bytes;
     }
-    let mut lines: Vec<TypeLine> =
-        lines.into_iter().map(|(ty, (tensors, bytes))| TypeLine { ty, tensors, bytes }).collect();
+    let mut lines: Vec<TypeLine> = lines
+        .into_iter()
+        .map(|((ty, form), (tensors, bytes))| {
+            let form = form.map(|form| form.name.clone());
+            TypeLine { ty, form, tensors, bytes }
+        })
+        .collect();
     lines.sort_by_key(|line| std::cmp::Reverse(line.bytes));
     lines
 }
@@ -303,6 +313,9 @@ fn experts(checkpoint: &Checkpoint, geometry: &Geometry) -> Option<Experts> {
         .chunk_by(|a, b| a.layer == b.layer)
         .map(|layer| (layer[0].layer, layer.iter().map(|tensor| tensor.expert_bytes).sum()))
         .collect();
+    let unpacked = all
+        .chunk_by(|a, b| a.layer == b.layer)
+        .map(|layer| layer.iter().map(ExpertTensor::unpacked_expert_bytes).sum());
     let slot_bytes: u64 =
         per_layer.iter().filter(|(layer, _)| !checkpoint.is_mtp_layer(*layer)).map(|(_, bytes)| bytes).sum();
     let slices: u64 = all.iter().map(ExpertTensor::n_expert).sum();
@@ -318,6 +331,7 @@ fn experts(checkpoint: &Checkpoint, geometry: &Geometry) -> Option<Experts> {
         bytes: all.iter().map(ExpertTensor::total_bytes).sum(),
         families: Family::ALL.into_iter().filter_map(|family| family_line(all, family)).collect(),
         expert_bytes: range(per_layer.iter().map(|(_, bytes)| *bytes)),
+        unpacked_expert_bytes: all.iter().any(|tensor| tensor.form.is_some()).then(|| range(unpacked)),
         slot_bytes_all_layers: slot_bytes,
         cold_bytes_per_token: geometry.expert_used_count.map(|used| used * slot_bytes),
         aligned_share,
@@ -332,7 +346,7 @@ fn family_line(all: &[ExpertTensor], family: Family) -> Option<FamilyLine> {
         family: first.family,
         tensors: own.len() as u64,
         bytes: own.iter().map(|tensor| tensor.total_bytes()).sum(),
-        types: by_type(own.iter().map(|tensor| (tensor.ty, tensor.total_bytes()))),
+        types: by_type(own.iter().map(|tensor| (tensor.ty, tensor.form.as_ref(), tensor.total_bytes()))),
         expert_bytes: range(own.iter().map(|tensor| tensor.expert_bytes)),
     })
 }

@@ -6,7 +6,7 @@ use std::path::{Component, Path};
 use serde_json::{Map, Value};
 
 use super::{Layout, kind};
-use crate::{Error, Family, GgmlType};
+use crate::{Error, Family, Form, GgmlType};
 
 /// One routed tensor of a sidecar.
 #[derive(Debug, Clone, PartialEq)]
@@ -19,8 +19,10 @@ pub struct Entry {
     pub family: Family,
     /// Tensor name.
     pub name: String,
-    /// Element type; `None` when the manifest leaves it to the GGUF.
+    /// Element type; `None` when the manifest leaves it to the GGUF. Of packed experts that which they were packed from.
     pub ty: Option<GgmlType>,
+    /// What the bytes are, where they are not those of `ty`.
+    pub form: Option<Form>,
     /// `[n_in, n_out, n_expert]`
     pub shape: [u64; 3],
     /// Bin, relative to the manifest's folder.
@@ -52,6 +54,8 @@ impl Entry {
 pub(super) struct Context<'a> {
     pub(super) path: &'a Path,
     pub(super) layout: Layout,
+    /// Whether this kind of manifest may have packed experts.
+    pub(super) packed: bool,
     pub(super) expert_count: Option<u64>,
     pub(super) allow_outside: bool,
 }
@@ -121,10 +125,13 @@ fn parse(
         return Err(format!("the name does not belong to layer {layer} and family {family}").into());
     }
     let file = file_name(string(map, "repacked_file")?, context.allow_outside)?;
-    let ty = quant_type(map)?;
+    let (ty, form) = match packed(map, context)? {
+        Some((ty, form)) => (Some(ty), Some(form)),
+        None => (quant_type(map)?, None),
+    };
     let shape = shape(map)?;
     let expert_bytes = number(map, "bytes_per_expert")?;
-    check_geometry(map, ty, shape, expert_bytes, context)?;
+    check_geometry(map, ty.map(|ty| (ty, form.as_ref())), shape, expert_bytes, context)?;
     let offset = number(map, "repacked_offset")?;
     let (stride, expert_major) = stride(map, offset, expert_bytes, context.layout)?;
     // The whole extent must be expressible before anything adds up its parts.
@@ -137,6 +144,7 @@ fn parse(
         family,
         name,
         ty,
+        form,
         shape,
         file,
         offset,
@@ -181,6 +189,30 @@ fn quant_type(map: &Map<String, Value>) -> Result<Option<GgmlType>, Problem> {
     }
 }
 
+/// The source type and the form of packed experts. Then `quant_type` is the form's name, which no reader of ggml types knows.
+fn packed(map: &Map<String, Value>, context: &Context) -> Result<Option<(GgmlType, Form)>, Problem> {
+    let map_of = match map.get("packed") {
+        None | Some(Value::Null) => return Ok(None),
+        Some(_) if !context.packed => {
+            return Err("`packed` experts in a manifest that is not of that kind".to_owned().into());
+        }
+        Some(Value::Object(packed)) => packed,
+        Some(other) => return Err(format!("`packed` is {}, not an object", kind(other)).into()),
+    };
+    let within = |why: String| format!("`packed`: {why}");
+    let source = string(map_of, "source_type").map_err(within)?;
+    let Some(source) = GgmlType::from_name(&source) else {
+        return Err(Problem::Type(GgmlType::explain_unknown_name(&source)));
+    };
+    let form = Form {
+        name: string(map, "quant_type")?,
+        version: string(map_of, "version").map_err(within)?,
+        block_bytes: number(map_of, "block_bytes").map_err(within)?,
+    };
+    form.check(source)?;
+    Ok(Some((source, form)))
+}
+
 fn shape(map: &Map<String, Value>) -> Result<[u64; 3], String> {
     let Some(Value::Array(list)) = map.get("shape") else {
         return Err("the key `shape` is missing".to_owned());
@@ -194,7 +226,7 @@ fn shape(map: &Map<String, Value>) -> Result<[u64; 3], String> {
 
 fn check_geometry(
     map: &Map<String, Value>,
-    ty: Option<GgmlType>,
+    ty: Option<(GgmlType, Option<&Form>)>,
     shape: [u64; 3],
     expert_bytes: u64,
     context: &Context,
@@ -203,13 +235,18 @@ fn check_geometry(
     if expert_bytes == 0 {
         return Err("`bytes_per_expert` is 0".to_owned());
     }
-    if let Some(ty) = ty {
-        let expected = ty.tensor_bytes(&[n_in, n_out]).ok_or_else(|| {
+    if let Some((ty, form)) = ty {
+        let expected = match form {
+            None => ty.tensor_bytes(&[n_in, n_out]),
+            Some(form) => form.tensor_bytes(ty, &[n_in, n_out]),
+        };
+        let expected = expected.ok_or_else(|| {
             format!("shape {shape:?} does not suit type {ty} (blocks of {})", ty.block_elements())
         })?;
         if expert_bytes != expected {
+            let name = form.map_or(ty.name(), |form| &form.name);
             return Err(format!(
-                "`bytes_per_expert` is {expert_bytes}, but {n_in} x {n_out} in {ty} are {expected} bytes"
+                "`bytes_per_expert` is {expert_bytes}, but {n_in} x {n_out} in {name} are {expected} bytes"
             ));
         }
         if let Some(block) = optional(map, "block_size")?.filter(|&block| block != ty.block_elements()) {

@@ -1,4 +1,4 @@
-//! `manifest.json` of a sidecar (schema version 1): where each expert of each layer lies in the bins beside it.
+//! `manifest.json` of a sidecar: where each expert of each layer lies in the bins beside it.
 //!
 //! A sidecar is a folder with a manifest and one headerless `layer_NNN.bin` per routed layer. Expert `e` of an entry is
 //! `bytes_per_expert` bytes at `repacked_offset + e * stride`:
@@ -6,6 +6,10 @@
 //! layer_major_whole_tensor:  | gate 0 1 2 … | up 0 1 2 … | down 0 1 2 … |          stride = bytes_per_expert
 //! layer_major_expert:        | gate 0, up 0, down 0 | gate 1, up 1, down 1 | …     stride = expert_stride
 //! ```
+//! Schema version 1 holds ggml blocks and is shared with other programs. Version 2 is slotbank's own: records of which some families
+//! are packed ([`Form`](crate::Form)). Kind, layout and the packed `quant_type` are then names that no reader of version 1 takes for
+//! one of its own.
+//!
 //! Nothing in a bin says what it is and there are no sums, so everything that can be checked is: geometry against type and
 //! shape, extents against file sizes, entries against each other. Paths must stay inside the sidecar's folder.
 //!
@@ -22,7 +26,9 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 pub use entry::Entry;
-pub(crate) use write::{EntryOut, Filters, ManifestOut, Model, SourceOut, ascii_json, timestamp};
+pub(crate) use write::{
+    EntryOut, Filters, ManifestOut, Model, PackedOut, SourceOut, ascii_json, kind_of, timestamp,
+};
 
 use crate::gguf::sniff;
 use crate::{Error, Metadata};
@@ -31,8 +37,12 @@ use crate::{Error, Metadata};
 pub const FILE_NAME: &str = "manifest.json";
 /// Far above any real manifest (228 entries are 200 kB), far below what could hurt.
 const MANIFEST_BYTES_MAX: u64 = 256 << 20;
-/// The only `sidecar_kind` that holds GGUF bytes.
-const KIND: &str = "flashmoe_gguf";
+/// What `schema_version` and `sidecar_kind` say of a sidecar that holds ggml blocks only.
+const PLAIN: (u64, &str) = (1, "flashmoe_gguf");
+/// And of one with packed experts.
+const PACKED: (u64, &str) = (2, "slotbank_packed");
+/// `layout` of the latter. Its records are those of [`Layout::ExpertMajor`].
+const PACKED_LAYOUT: &str = "slotbank_packed_expert";
 
 /// The two ways in which experts can lie in a bin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -44,7 +54,7 @@ pub enum Layout {
 }
 
 impl Layout {
-    /// The value of `layout` in a manifest.
+    /// The value of `layout` in a manifest without packed experts.
     pub fn manifest_name(self) -> &'static str {
         match self {
             Layout::LayerMajor => "layer_major_whole_tensor",
@@ -65,8 +75,10 @@ impl Layout {
         [Layout::LayerMajor, Layout::ExpertMajor].into_iter().find(|layout| layout.name() == name)
     }
 
-    fn from_manifest(name: &str) -> Option<Self> {
+    fn from_manifest(name: &str, packed: bool) -> Option<Self> {
         match name {
+            PACKED_LAYOUT if packed => Some(Layout::ExpertMajor),
+            _ if packed => None,
             "layer_major_whole_tensor" => Some(Layout::LayerMajor),
             "layer_major_expert" | "expert_major" => Some(Layout::ExpertMajor),
             _ => None,
@@ -123,10 +135,11 @@ impl Manifest {
         let bad = |why: String| Error::Manifest { path: path.to_path_buf(), why };
         let root: Value = serde_json::from_slice(json).map_err(|e| bad(format!("not valid json: {e}")))?;
         let Value::Object(mut root) = root else { return Err(bad("not a json object".into())) };
-        check_kind(&root, path)?;
+        let packed = is_packed_kind(&root, path)?;
         let layout = match root.get("layout") {
-            None | Some(Value::Null) => Layout::LayerMajor,
-            Some(Value::String(name)) => Layout::from_manifest(name)
+            None | Some(Value::Null) if !packed => Layout::LayerMajor,
+            None | Some(Value::Null) => return Err(bad("the key `layout` is missing".into())),
+            Some(Value::String(name)) => Layout::from_manifest(name, packed)
                 .ok_or_else(|| unsupported(path, format!("layout `{name}` is not supported")))?,
             Some(other) => return Err(bad(format!("`layout` is {}, not a string", kind(other)))),
         };
@@ -142,7 +155,7 @@ impl Manifest {
         };
         let arch = model.get("arch").and_then(Value::as_str).map(str::to_owned);
         let expert_count = model.get("expert_count").and_then(Value::as_u64);
-        let context = entry::Context { path, layout, expert_count, allow_outside };
+        let context = entry::Context { path, layout, packed, expert_count, allow_outside };
         let (entries, skipped) = entry::parse_all(&raw, &context)?;
         if entries.is_empty() {
             return Err(bad("it has no routed-expert entries".into()));
@@ -197,19 +210,28 @@ fn from_json(value: &Value) -> Option<crate::Value> {
     })
 }
 
-fn check_kind(root: &Map<String, Value>, path: &Path) -> Result<(), Error> {
-    match root.get("schema_version") {
-        None | Some(Value::Null) => {}
-        Some(version) if version.as_u64() == Some(1) => {}
+/// Whether the manifest is of the kind that may have packed experts; an error when it is of no known kind.
+fn is_packed_kind(root: &Map<String, Value>, path: &Path) -> Result<bool, Error> {
+    let (plain, packed) = (PLAIN.0, PACKED.0);
+    let is_packed = match root.get("schema_version") {
+        None | Some(Value::Null) => false,
+        Some(version) if version.as_u64() == Some(plain) => false,
+        Some(version) if version.as_u64() == Some(packed) => true,
         Some(version) => {
-            return Err(unsupported(path, format!("schema_version {version} is not supported, only 1")));
+            let why = format!("schema_version {version} is not supported, only {plain} and {packed}");
+            return Err(unsupported(path, why));
         }
-    }
+    };
+    let (version, expected) = if is_packed { PACKED } else { PLAIN };
     match root.get("sidecar_kind") {
-        None | Some(Value::Null) => Ok(()),
-        Some(Value::String(kind)) if kind == KIND => Ok(()),
-        Some(kind) => {
-            Err(unsupported(path, format!("sidecar_kind {kind} is not supported, only \"{KIND}\"")))
+        None | Some(Value::Null) if !is_packed => Ok(false),
+        Some(Value::String(kind)) if kind == expected => Ok(is_packed),
+        kind => {
+            let kind = kind.unwrap_or(&Value::Null);
+            let why = format!(
+                "sidecar_kind {kind} is not supported in schema_version {version}, only \"{expected}\""
+            );
+            Err(unsupported(path, why))
         }
     }
 }

@@ -5,12 +5,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::{Error, Family};
+use super::{Layout, PACKED, PACKED_LAYOUT, PLAIN};
+use crate::{Error, Family, Form, GgmlType};
 
 /// The whole file.
 #[derive(Serialize)]
 pub(crate) struct ManifestOut {
-    pub(crate) schema_version: u32,
+    pub(crate) schema_version: u64,
     pub(crate) sidecar_kind: &'static str,
     pub(crate) layout: &'static str,
     pub(crate) generated_at: String,
@@ -56,7 +57,7 @@ pub(crate) struct EntryOut {
     pub(crate) tensor_name: String,
     pub(crate) original_gguf_tensor_name: String,
     pub(crate) expert_id: Option<u64>,
-    pub(crate) quant_type: &'static str,
+    pub(crate) quant_type: String,
     pub(crate) block_size: u64,
     pub(crate) exact_byte_length: u64,
     /// The plain file name; see [`SourceOut`].
@@ -79,6 +80,28 @@ pub(crate) struct EntryOut {
     /// Only in expert-major sidecars, whose verification in the fork needs it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) expert_count: Option<u64>,
+    /// Only of packed experts, whose `quant_type` is the name of their form.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) packed: Option<PackedOut>,
+}
+
+/// What a packed tensor was, and which version of its form it is.
+#[derive(Serialize, Clone)]
+pub(crate) struct PackedOut {
+    pub(crate) source_type: GgmlType,
+    pub(crate) version: String,
+    pub(crate) block_bytes: u64,
+}
+
+impl PackedOut {
+    pub(crate) fn new(source_type: GgmlType, form: &Form) -> Self {
+        Self { source_type, version: form.version.clone(), block_bytes: form.block_bytes }
+    }
+}
+
+/// `schema_version`, `sidecar_kind` and `layout` of a manifest.
+pub(crate) fn kind_of(layout: Layout, packed: bool) -> (u64, &'static str, &'static str) {
+    if packed { (PACKED.0, PACKED.1, PACKED_LAYOUT) } else { (PLAIN.0, PLAIN.1, layout.manifest_name()) }
 }
 
 /// JSON as Python's `json.dump(…, indent=2)` writes it, non-ASCII escaped, with a newline at the end.

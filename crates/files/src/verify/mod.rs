@@ -16,7 +16,7 @@ use std::sync::atomic::AtomicBool;
 use serde::Serialize;
 
 use crate::sums::{GgufSums, Sum, Sums, sum_of_file};
-use crate::{Checkpoint, Error, ExpertTensor, Extent, Family, OpenOptions};
+use crate::{Checkpoint, Error, ExpertTensor, Extent, Family, OpenOptions, Packer};
 use work::{Item, Outcome};
 
 /// In quick mode one expert in this many is read, besides the first and the last.
@@ -41,6 +41,8 @@ pub struct Options {
     pub mode: Mode,
     /// Another checkpoint of the same model, usually the GGUF that this one was extracted from.
     pub against: Option<PathBuf>,
+    /// For comparing packed experts with those that they were packed from.
+    pub packers: Vec<Packer>,
     /// Record the sums of what is there now. Refused where sums exist.
     pub write_sums: bool,
     /// Worker threads; at least two by default.
@@ -243,6 +245,7 @@ pub fn verify(path: &Path, options: &Options, progress: &mut dyn FnMut(Progress)
     let mut run = Run {
         own: &own,
         other: other.as_ref(),
+        packers: &options.packers,
         sums: sums.as_ref(),
         bad: Vec::new(),
         notes: own.notes().to_vec(),
@@ -293,6 +296,7 @@ fn no_sums_note(own: &Checkpoint, wanted: bool) -> String {
 struct Run<'a> {
     own: &'a Checkpoint,
     other: Option<&'a Checkpoint>,
+    packers: &'a [Packer],
     sums: Option<&'a Sums>,
     bad: Vec<Bad>,
     notes: Vec<String>,
@@ -441,7 +445,7 @@ impl<'a> Run<'a> {
     }
 
     /// Everything to read, in file order.
-    fn items(&mut self, mode: Mode) -> Vec<Item> {
+    fn items(&mut self, mode: Mode) -> Vec<Item<'a>> {
         let mut items = Vec::new();
         for tensor in self.own.experts() {
             self.expert_items(tensor, mode, &mut items);
@@ -455,11 +459,11 @@ impl<'a> Run<'a> {
                 None => None,
                 Some((other, None)) if other.tensors().is_empty() => None,
                 Some((_, found)) => {
-                    let there = found.map(|t| (t.ty, t.shape.as_slice()));
+                    let there = found.map(|t| (t.ty.name(), t.shape.as_slice()));
                     if !self.same_geometry(
                         &tensor.name,
                         tensor.extent,
-                        (tensor.ty, &tensor.shape),
+                        (tensor.ty.name(), &tensor.shape),
                         there,
                         None,
                     ) {
@@ -470,7 +474,14 @@ impl<'a> Run<'a> {
             };
             let path = &self.own.files()[tensor.extent.file.index()];
             let expected = self.gguf_sums(path).and_then(|gguf| gguf.tensors.get(&tensor.name).copied());
-            items.push(Item { extent: tensor.extent, tensor: index, expert: None, expected, other });
+            items.push(Item {
+                extent: tensor.extent,
+                tensor: index,
+                expert: None,
+                expected,
+                other,
+                packer: None,
+            });
         }
         if self.without_sums > 0 {
             self.notes.push(format!("no sums are recorded for {} expert tensors", self.without_sums));
@@ -482,17 +493,26 @@ impl<'a> Run<'a> {
         items
     }
 
-    fn expert_items(&mut self, tensor: &ExpertTensor, mode: Mode, items: &mut Vec<Item>) {
+    /// What makes of the other checkpoint's experts what ours are.
+    fn packer(&self, own: &ExpertTensor, other: &ExpertTensor) -> Option<&'a Packer> {
+        let form = own.form.as_ref().filter(|_| other.form.is_none() && own.ty == other.ty)?;
+        self.packers.iter().find(|packer| packer.source() == own.ty && packer.form() == form)
+    }
+
+    fn expert_items(&mut self, tensor: &'a ExpertTensor, mode: Mode, items: &mut Vec<Item<'a>>) {
         let index =
             self.own.experts().partition_point(|t| (t.layer, t.family) < (tensor.layer, tensor.family));
         let there = self.other.map(|other| other.expert(tensor.layer, tensor.family));
+        let packer = there.flatten().and_then(|there| self.packer(tensor, there));
         if let Some(there) = there {
-            let geometry = there.map(|t| (t.ty, t.shape.as_slice()));
+            // What can be packed on the way counts as what it becomes.
+            let stored = |t: &'a ExpertTensor| packer.map_or(t.stored_as(), |packer| &packer.form().name);
+            let geometry = there.map(|t| (stored(t), t.shape.as_slice()));
             let expert = Some((tensor.layer, tensor.family));
             if !self.same_geometry(
                 &tensor.name,
                 last_extent(tensor),
-                (tensor.ty, &tensor.shape),
+                (tensor.stored_as(), &tensor.shape),
                 geometry,
                 expert,
             ) {
@@ -514,6 +534,7 @@ impl<'a> Run<'a> {
                 expert: Some(expert),
                 expected: sums.and_then(|sums| sums.get(expert as usize).copied()),
                 other: there.flatten().map(|there| there.extent(expert)),
+                packer,
             });
         }
     }
@@ -523,8 +544,8 @@ impl<'a> Run<'a> {
         &mut self,
         name: &str,
         extent: Extent,
-        here: (crate::GgmlType, &[u64]),
-        there: Option<(crate::GgmlType, &[u64])>,
+        here: (&str, &[u64]),
+        there: Option<(&str, &[u64])>,
         expert: Option<(u32, Family)>,
     ) -> bool {
         let problem = match there {
@@ -552,7 +573,7 @@ impl<'a> Run<'a> {
     }
 
     /// Turns outcomes into bad entries, and into fresh sums where everything was read.
-    fn collect(&mut self, items: &[Item], outcomes: Vec<Outcome>) -> Result<Sums, Error> {
+    fn collect(&mut self, items: &[Item<'_>], outcomes: Vec<Outcome>) -> Result<Sums, Error> {
         let mut fresh = Sums::default();
         let mut experts: BTreeMap<(usize, u32), Sum> = BTreeMap::new();
         let mut tensors: BTreeMap<usize, BTreeMap<String, Sum>> = BTreeMap::new();
@@ -593,7 +614,7 @@ impl<'a> Run<'a> {
         Ok(fresh)
     }
 
-    fn describe(&self, item: &Item, problem: Problem) -> Bad {
+    fn describe(&self, item: &Item<'_>, problem: Problem) -> Bad {
         let tensor = item.expert.map(|_| &self.own.experts()[item.tensor]);
         Bad {
             file: self.own.files()[item.extent.file.index()].clone(),

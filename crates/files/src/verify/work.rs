@@ -8,10 +8,10 @@ use std::thread;
 use super::{Options, Problem, Progress};
 use crate::handles::{CHUNK_BYTES, Handles};
 use crate::sums::Sum;
-use crate::{Checkpoint, Error, Extent};
+use crate::{Checkpoint, Error, Extent, Packer};
 
 /// One slice to read.
-pub(super) struct Item {
+pub(super) struct Item<'a> {
     pub(super) extent: Extent,
     /// Index into the experts, or into the dense tensors when `expert` is `None`.
     pub(super) tensor: usize,
@@ -19,6 +19,8 @@ pub(super) struct Item {
     pub(super) expected: Option<Sum>,
     /// The same slice of the other checkpoint.
     pub(super) other: Option<Extent>,
+    /// What has to be done to that one before it can be compared.
+    pub(super) packer: Option<&'a Packer>,
 }
 
 /// What came of it.
@@ -38,7 +40,7 @@ struct Step {
 pub(super) fn run(
     own: &Checkpoint,
     other: Option<&Checkpoint>,
-    items: &[Item],
+    items: &[Item<'_>],
     options: &Options,
     mut bad: usize,
     progress: &mut dyn FnMut(Progress),
@@ -98,17 +100,43 @@ impl<'a> Slice<'a> {
         }
     }
 
-    fn check(&mut self, item: &Item) -> Outcome {
+    /// The other checkpoint's slice, packed as ours is.
+    fn packed_other(&mut self, item: &Item<'_>) -> Result<Option<Vec<u8>>, Error> {
+        let (Some(extent), Some(handles), Some(packer)) = (item.other, &mut self.other, item.packer) else {
+            return Ok(None);
+        };
+        let mut bytes = Vec::new();
+        handles.read_chunks(&extent, &mut self.there, |_, piece| {
+            bytes.extend_from_slice(piece);
+            Ok(())
+        })?;
+        Ok(Some(packer.pack(&bytes)))
+    }
+
+    fn check(&mut self, item: &Item<'_>) -> Outcome {
         let mut hasher = blake3::Hasher::new();
         let mut difference = None;
+        let packed = match self.packed_other(item) {
+            Ok(packed) => packed,
+            Err(e) => return Outcome { sum: None, problem: Some(Problem::Unreadable(e.to_string())) },
+        };
         let (other, there) = (&mut self.other, &mut self.there);
         let read = self.own.read_chunks(&item.extent, &mut self.here, |done, bytes| {
             hasher.update(bytes);
             let (Some(extent), Some(handles), None) = (item.other, other.as_mut(), &difference) else {
                 return Ok(());
             };
-            there.resize(bytes.len(), 0);
-            handles.read_at(extent.file, extent.offset + done, there)?;
+            match &packed {
+                None => {
+                    there.resize(bytes.len(), 0);
+                    handles.read_at(extent.file, extent.offset + done, there)?;
+                }
+                Some(packed) => {
+                    let from = usize::try_from(done).expect("it is in memory");
+                    there.clear();
+                    there.extend_from_slice(&packed[from..from + bytes.len()]);
+                }
+            }
             if let Some(at) = bytes.iter().zip(&*there).position(|(a, b)| a != b) {
                 let at_file = item.extent.offset + done + at as u64;
                 difference = Some(Problem::Bytes { at: at_file, expected: there[at], got: bytes[at] });

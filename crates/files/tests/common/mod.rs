@@ -230,3 +230,15 @@ pub fn put(path: &Path, bytes: &[u8]) {
 pub fn names(folder: &Path) -> Vec<String> {
     tree(folder).into_keys().collect()
 }
+
+/// What the tests pack with: a form of IQ1_M that keeps its 56 bytes at the end of 80.
+pub fn packer() -> slotbank_files::Packer {
+    fn pack(bytes: &[u8], out: &mut [u8]) {
+        assert_eq!(bytes.len() / 56, out.len() / 80, "as many packed blocks");
+        for (block, out) in bytes.chunks_exact(56).zip(out.chunks_exact_mut(80)) {
+            out.fill(0xA5);
+            out[24..].copy_from_slice(block);
+        }
+    }
+    slotbank_files::Packer::new(GgmlType::IQ1_M, "IQ1_M spacious", 80, pack)
+}

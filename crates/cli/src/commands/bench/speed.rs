@@ -85,6 +85,8 @@ struct Outcome {
     /// As typed on the command line, with defaults filled in.
     options: engine::EngineOptions,
     slots: Option<u32>,
+    /// What the plan remarks on, packed experts first of all.
+    notes: Vec<String>,
     warm_up_rounds: u32,
     tests: Vec<Test>,
 }
@@ -162,6 +164,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
         threads: engine.options().threads(),
         options: engine.options().clone(),
         slots: engine.memory_plan().bank.as_ref().map(experts::BankPlan::slots_total),
+        notes: engine.memory_plan().notes.clone(),
         warm_up_rounds,
         tests: measured,
     };

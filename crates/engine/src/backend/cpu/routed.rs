@@ -1,7 +1,7 @@
 //! The experts of one wave: gate, up and activation in one dispatch, down in another, each pair into its own row; and the
 //! sum of a token's pairs.
 //!
-//! An expert that was packed in its slot is computed by the kernels of that form, which give the same bits and read the same
+//! An expert that was packed in its slot, or is packed in its file already, is computed by the kernels of that form, which give the same bits and read the same
 //! activations. A task is a group of weight rows of one expert with all of the expert's pairs as columns, the experts with most pairs
 //! first. Whoever finishes the last group of an expert's gate and up brings its hidden rows into down's form.
 
@@ -15,6 +15,7 @@ use super::CpuBackend;
 use super::matmul::{FormStarts, quantize};
 use super::memory::{Buffers, floats_mut};
 use crate::backend::{Routed, RoutedSpec, View};
+use crate::packed;
 use crate::plan::packed_form;
 
 /// Pairs whose hidden rows are in memory at once; a wave with more is computed in several turns.
@@ -89,7 +90,7 @@ impl RoutedScratch {
 struct Turn<'a> {
     bank: &'a Bank,
     call: &'a Routed<'a>,
-    /// Of gate, up and down: as they are in the file, and packed.
+    /// Of gate, up and down: as they are in the file, and packed in the slot.
     kernels: [[Kernel; 3]; 2],
     pieces: &'a [Piece],
     /// Token rows in gate's form and in up's.
@@ -112,7 +113,7 @@ impl CpuBackend {
         let kernels = [false, true].map(|packed| {
             call.formats.map(|id| match packed_form(id).filter(|_| packed) {
                 Some(packed) => packed.format.kernel(self.isa),
-                None => kernels::format(id).expect("checked at load").kernel(self.isa),
+                None => packed::format(id).expect("checked at load").kernel(self.isa),
             })
         });
         let Self { pool, buffers, scratch, routed, .. } = self;
@@ -342,6 +343,6 @@ fn weight_rows(kernel: Kernel, weights: &[u8], first: usize, count: usize, n_in:
 }
 
 fn token_starts(call: &Routed<'_>) -> FormStarts {
-    let form = |id: &u32| kernels::format(*id).expect("checked at load").activation;
+    let form = |id: &u32| packed::format(*id).expect("checked at load").activation;
     FormStarts::new(call.formats[..2].iter().map(form), call.n_tokens, call.n_embd)
 }
