@@ -7,7 +7,8 @@ End to end (slotbank bench speed, one process per side and round, order A B … 
                     enough that hot experts have been packed
     two dispatches  the routed experts of a wave together, against one expert at a time (--no-slot8): decode and prefill
 On one thread (slotbank bench kernels --ablate): weights unpacked once for all columns of a prefill, activations quantised
-once for all matrices that read them, packed forms. Standard library only.
+once for all matrices that read them, packed forms; and what handing work to 1 … 4 times as many threads as cores costs.
+Standard library only.
 """
 import argparse
 import datetime
@@ -89,7 +90,7 @@ def main():
     parser.add_argument("--out", required=True)
     options = parser.parse_args()
     with common.watched() as noise:
-        kernels = common.run_json([options.binary, "bench", "kernels", "--ablate", "--json", "--formats", options.formats,
+        kernels = common.run_json([options.binary, "bench", "kernels", "--ablate", "--dispatch", "--json", "--formats", options.formats,
                                    "--columns", options.columns, "--threads", str(options.threads)], "bench kernels")
     kernels["noise"] = noise
     rounds = measure(options)
@@ -104,7 +105,7 @@ def main():
         "order": "A B C C B A …, one process each, %d timed rounds after a warm-up in each" % options.inner_rounds,
         "end_to_end": summary(rounds),
         "end_to_end_without_busy_rounds": summary([r for r in rounds if not r["busy"]] or rounds),
-        "kernels": {key: kernels[key] for key in ("isa", "ceilings", "ablations", "noise")},
+        "kernels": {key: kernels[key] for key in ("isa", "ceilings", "ablations", "dispatch", "noise")},
         "rounds": rounds,
     }
     common.write_receipt(options.out, receipt)

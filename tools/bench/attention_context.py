@@ -9,11 +9,11 @@ know every cache type; those are measured alone. Standard library only.
 import argparse
 import datetime
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
+
+import common
 
 
 def run(binary, cache_type, contexts, tokens):
@@ -22,14 +22,6 @@ def run(binary, cache_type, contexts, tokens):
     if done.returncode != 0:
         sys.exit("%s %s failed:\n%s" % (binary, cache_type, done.stderr))
     return [json.loads(line) for line in done.stdout.splitlines()]
-
-
-def machine():
-    cpu = "unknown"
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo") as f:
-            cpu = next((line.split(":")[1].strip() for line in f if line.startswith("model name")), cpu)
-    return {"cpu": cpu, "cores": os.cpu_count(), "system": platform.system(), "machine": platform.machine()}
 
 
 def medians(rounds):
@@ -66,16 +58,14 @@ def main():
     receipt = {
         "what": "CPU nanoseconds of latent attention and of the indexer, per token and layer, at the dimensions of GLM-5.2",
         "date": datetime.date.today().isoformat(),
-        "commits": a.commits,
-        "machine": machine(),
+        "commits": a.commits or common.commit(),
+        "machine": common.machine(),
         "options": {"threads": 1, "heads": 64, "latent": 512, "rope": 64, "index_heads": 32, "index_head_dim": 128,
                     "index_topk": 2048, "clock": "CPU time of the thread", "rounds": a.rounds},
         "medians": medians(rounds),
         "rounds": rounds,
     }
-    with open(a.out, "w") as f:
-        json.dump(receipt, f, indent=1)
-        f.write("\n")
+    common.write_receipt(a.out, receipt)
 
 
 if __name__ == "__main__":

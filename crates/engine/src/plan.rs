@@ -84,22 +84,19 @@ fn bank_plan(
     let packed = BankPlan::with_packed(options.bank, for_bank, top_k, layers, &packed_bytes);
     if options.promote == Promote::Always {
         let packed = packed?;
-        let why = || "no expert tensor has a packed form on this processor".to_owned();
         let already = layers.iter().flat_map(|layer| &layer.tensors).any(|tensor| tensor.form.is_some());
-        return if packed.packs() || already {
-            Ok(packed)
-        } else {
-            Err(Error::Option { option: "--promote", why: why() })
-        };
-    }
-    match packed {
-        Ok(packed)
-            if packed.packs()
-                && packed.is_resident()
-                && taken_bytes + packed.arena_bytes() + one <= available_bytes =>
-        {
-            Ok(packed)
+        if !packed.packs() && !already {
+            let why = "no expert tensor has a packed form on this processor".to_owned();
+            return Err(Error::Option { option: "--promote", why });
         }
+        return Ok(packed);
+    }
+    let fits = |packed: &BankPlan| {
+        let whole = packed.packs() && packed.is_resident();
+        whole && taken_bytes + packed.arena_bytes() + one <= available_bytes
+    };
+    match packed {
+        Ok(packed) if fits(&packed) => Ok(packed),
         _ => Ok(plain()?),
     }
 }

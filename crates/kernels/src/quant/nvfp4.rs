@@ -16,7 +16,13 @@ use std::arch::x86_64::*;
 
 use super::mxfp4::LEVELS;
 #[cfg(target_arch = "x86_64")]
-use super::x86::{self, fours::both_halves};
+use super::x86::{
+    self,
+    fours::both_halves,
+    tile::{self, Form, Panel},
+};
+#[cfg(target_arch = "x86_64")]
+use crate::TILE_ROWS;
 use crate::activation::Q8Row;
 use crate::{Activation, Format, Kernels};
 
@@ -31,7 +37,7 @@ pub(super) static FORMAT: Format = Format {
     dequantize,
     quantize: None,
     scalar: Kernels { rows: rows_scalar, tile: None },
-    avx2: on_x86!(Kernels { rows: rows_avx2, tile: None }),
+    avx2: on_x86!(Kernels { rows: rows_avx2, tile: Some((tile_avx2, TILE_FROM)) }),
     avx512: None,
     neon: on_neon!(super::neon::nvfp4::neon()),
 };
@@ -118,6 +124,96 @@ unsafe fn rows_avx2(weights: &[u8], x: &[u8], n: usize, y: &mut [f32]) {
     }
 }
 
+/// From how many activation rows on a tile is faster than rows.
+#[cfg(target_arch = "x86_64")]
+const TILE_FROM: usize = 4;
+
+/// What a tile must know.
+#[cfg(target_arch = "x86_64")]
+struct Levels;
+
+#[cfg(target_arch = "x86_64")]
+impl Form for Levels {
+    const CHAIN: usize = 4;
+    const OFFSET: i32 = 12;
+    const TOP: i32 = 24;
+    const MIN: bool = false;
+    const SHARED: usize = 16;
+    /// Sums of sixteen activations are not at hand.
+    const WHOLE: bool = false;
+}
+
+/// # Safety
+/// That of [`Tile`](crate::Tile), for AVX2.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+unsafe fn tile_avx2(weights: &[u8], n_rows: usize, columns: &[&[u8]], n: usize, y: &mut [[f32; TILE_ROWS]]) {
+    let n_blocks = n / 64;
+    let blocks = &weights.as_chunks::<BYTES>().0[..n_blocks * n_rows];
+    y.fill([0.0; TILE_ROWS]);
+    let (mut panel, mut ready) = (Panel::new(), tile::NONE_READY);
+    for first in (0..n_blocks).step_by(4) {
+        let count = 4.min(n_blocks - first);
+        for v in 0..n_rows.div_ceil(8) {
+            for i in 0..count {
+                // Rows past the end are the last one again.
+                let row = |r: usize| &blocks[(8 * v + r).min(n_rows - 1) * n_blocks + first + i];
+                unpack(&mut panel, v, i, std::array::from_fn(row));
+            }
+        }
+        tile::blocks_of_32::<Levels>(&panel, 2 * first, 2 * count, n_rows, columns, &mut ready, n, y);
+    }
+}
+
+/// One block each of eight rows into places `2 · i` and `2 · i + 1` of group `v` of a panel.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx2")]
+fn unpack(panel: &mut Panel, v: usize, i: usize, rows: [&[u8; BYTES]; 8]) {
+    let raised = const {
+        let mut levels = LEVELS;
+        let mut q = 0;
+        while q < 16 {
+            levels[q] += Levels::OFFSET as i8;
+            q += 1;
+        }
+        levels
+    };
+    for half in 0..2 {
+        let s = 2 * i + half;
+        for (group, out) in [&mut panel.d[s], &mut panel.m[s]].into_iter().enumerate() {
+            let [a, b, c, d, e, f, g, h] = rows.map(|block| i32::from(block[2 * half + group]));
+            let units = floats(_mm256_setr_epi32(a, b, c, d, e, f, g, h));
+            // SAFETY: eight floats into an array of eight; the store needs no alignment.
+            unsafe { _mm256_storeu_ps(out.as_chunks_mut::<8>().0[v].as_mut_ptr(), units) };
+        }
+        let mut q = [_mm256_setzero_si256(); 8];
+        for (q, block) in q.iter_mut().zip(rows) {
+            let bytes = x86::load16(block, 4 + 16 * half);
+            let low = _mm_and_si128(bytes, _mm_set1_epi8(15));
+            let high = _mm_and_si128(_mm_srli_epi16::<4>(bytes), _mm_set1_epi8(15));
+            let codes = _mm256_set_m128i(_mm_unpackhi_epi64(low, high), _mm_unpacklo_epi64(low, high));
+            *q = x86::look_up(&raised, codes);
+        }
+        tile::put_lines(tile::transposed(q), &mut panel.lines(v).as_chunks_mut::<8>().0[s]);
+    }
+}
+
+/// The floats of scale bytes, a dword each.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx2")]
+fn floats(bytes: __m256i) -> __m256 {
+    let none = _mm256_cmpeq_epi32(bytes, _mm256_set1_epi32(0x7f));
+    let bytes = _mm256_and_si256(bytes, _mm256_set1_epi32(0x7f));
+    let normal = _mm256_add_epi32(_mm256_slli_epi32::<20>(bytes), _mm256_set1_epi32(119 << 23));
+    // (A product with a subnormal would do as well, and take the slow path of the processor.)
+    let subnormal = _mm256_mul_ps(_mm256_cvtepi32_ps(bytes), _mm256_set1_ps(1.0 / 1024.0));
+    let small = _mm256_cmpgt_epi32(_mm256_set1_epi32(8), bytes);
+    let bits = _mm256_blendv_epi8(normal, _mm256_castps_si256(subnormal), small);
+    _mm256_castsi256_ps(_mm256_andnot_si256(none, bits))
+}
+
 /// The scales of four blocks, of groups 0 and 1 and of groups 2 and 3: `| a0 c0 a1 c1 | b0 d0 b1 d1 |`.
 #[cfg(target_arch = "x86_64")]
 #[inline]
@@ -126,18 +222,8 @@ fn units([a, b, c, d]: [&[u8; BYTES]; 4]) -> [__m256; 2] {
     let start = |block: &[u8; BYTES]| x86::load16(block, 0);
     let (a_c, b_d) = (_mm_unpacklo_epi8(start(a), start(c)), _mm_unpacklo_epi8(start(b), start(d)));
     let bytes = _mm_unpacklo_epi32(a_c, b_d);
-    let float = |bytes| {
-        let bytes = _mm256_cvtepu8_epi32(bytes);
-        let none = _mm256_cmpeq_epi32(bytes, _mm256_set1_epi32(0x7f));
-        let bytes = _mm256_and_si256(bytes, _mm256_set1_epi32(0x7f));
-        let normal = _mm256_add_epi32(_mm256_slli_epi32::<20>(bytes), _mm256_set1_epi32(119 << 23));
-        // (A product with a subnormal would do as well, and take the slow path of the processor.)
-        let subnormal = _mm256_mul_ps(_mm256_cvtepi32_ps(bytes), _mm256_set1_ps(1.0 / 1024.0));
-        let small = _mm256_cmpgt_epi32(_mm256_set1_epi32(8), bytes);
-        let bits = _mm256_blendv_epi8(normal, _mm256_castps_si256(subnormal), small);
-        _mm256_castsi256_ps(_mm256_andnot_si256(none, bits))
-    };
-    [float(bytes), float(_mm_srli_si128::<8>(bytes))]
+    let floats = |bytes| floats(_mm256_cvtepu8_epi32(bytes));
+    [floats(bytes), floats(_mm_srli_si128::<8>(bytes))]
 }
 
 /// The sums of products of two groups of four blocks, whose nibbles start at `at`, in the order of [`units`].

@@ -2,7 +2,7 @@
 
 use super::{FORMATS, format};
 use crate::ops::testing::floats;
-use crate::{Activation, Format, Isa, Kernels, TILE_ROWS};
+use crate::{Activation, Format, Isa, Kernel, Kernels, TILE_ROWS};
 
 /// Random blocks whose scales are ordinary numbers.
 pub(super) fn random_row(format: &Format, n: usize, seed: u64) -> Vec<u8> {
@@ -50,6 +50,13 @@ pub(super) fn quantized(form: Activation, x: &[f32]) -> Vec<u8> {
     let mut row = vec![0; form.row_bytes(x.len())];
     form.quantize(x, &mut row);
     row
+}
+
+/// One weight row with one activation row.
+pub(super) fn dot(kernel: Kernel, weights: &[u8], x: &[u8], n: usize) -> f32 {
+    let mut y = [0.0];
+    kernel.rows(weights, x, n, &mut y);
+    y[0]
 }
 
 fn decoded(format: &Format, row: &[u8]) -> Vec<f32> {
@@ -262,9 +269,8 @@ fn dot_is_close_to_the_decoded_weights() {
         for seed in 0..5 {
             let (x, w) = (floats(n, seed, 1.0), random_row(f, n, seed + 50));
             let values = decoded(f, &w);
-            let mut got = [0.0];
-            f.kernel(Isa::Scalar).rows(&w, &quantized(f.activation, &x), n, &mut got);
-            let ([got], mut want, mut bound) = (got, 0.0, 0.0);
+            let got = dot(f.kernel(Isa::Scalar), &w, &quantized(f.activation, &x), n);
+            let (mut want, mut bound) = (0.0, 0.0);
             let step = f.activation.block_elements();
             for (w, x) in values.chunks(step).zip(x.chunks(step)) {
                 let largest = x.iter().fold(0.0f64, |a, x| a.max(f64::from(x.abs())));

@@ -161,7 +161,7 @@ packed! {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{quantized, random_row};
+    use super::super::tests::{dot, quantized, random_row};
     use super::*;
     use crate::ops::testing::floats;
     use crate::{TILE_COLUMNS, TILE_ROWS};
@@ -264,11 +264,11 @@ mod tests {
                 block[bytes - 1] = 0x3c;
                 let weights = block.repeat(n / 256);
                 let plain = packed.format.kernel(Isa::Scalar);
-                let want = columns.map(|x| plain.dot(&weights, x, n));
+                let want = columns.map(|x| dot(plain, &weights, x, n));
                 assert!(want.iter().any(|y| y.abs() > 1e5), "{want:?}");
                 for isa in instruction_sets() {
                     let fast = packed.format.kernel(isa);
-                    assert_eq!(columns.map(|x| fast.dot(&weights, x, n)), want, "{}", packed.format.name);
+                    assert_eq!(columns.map(|x| dot(fast, &weights, x, n)), want, "{}", packed.format.name);
                     let (many, mut tile) = (columns.repeat(3), [[0.0; TILE_ROWS]; 12]);
                     fast.tile(&weights, 1, &many, n, &mut tile);
                     assert!(tile.iter().zip(want.iter().cycle()).all(|(y, want)| y[0] == *want));
@@ -284,128 +284,6 @@ mod tests {
             assert!(crate::format(a.id).is_none() && super::packed(a.id).is_none());
             assert!(crate::FORMATS.iter().all(|b| a.name != b.name));
             assert!(others.iter().all(|b| a.id != b.format.id && a.name != b.format.name));
-        }
-    }
-
-    /// Nanoseconds that this thread has had a processor; by the clock where the system does not say.
-    fn processor_ns(since: std::time::Instant) -> u64 {
-        #[cfg(all(target_os = "linux", target_pointer_width = "64"))]
-        {
-            unsafe extern "C" {
-                fn clock_gettime(clock: i32, time: *mut [i64; 2]) -> i32;
-            }
-            const THREAD: i32 = 3;
-            let mut time = [0; 2];
-            // SAFETY: seconds and nanoseconds, as the C library writes them on such systems.
-            if unsafe { clock_gettime(THREAD, &mut time) } == 0 {
-                return (time[0] * 1_000_000_000 + time[1]) as u64;
-            }
-        }
-        since.elapsed().as_nanos() as u64
-    }
-
-    /// Nanoseconds per call of each action, the best and the median of `rounds`, in turns A B C, C B A, …
-    fn alternated<const N: usize>(rounds: usize, mut action: impl FnMut(usize)) -> [[f64; 2]; N] {
-        let start = std::time::Instant::now();
-        let mut times = [const { Vec::new() }; N];
-        for round in 0..rounds {
-            for turn in 0..N {
-                let what = if round % 2 == 0 { turn } else { N - 1 - turn };
-                let since = processor_ns(start);
-                action(what);
-                times[what].push((processor_ns(start) - since) as f64);
-            }
-        }
-        times.map(|mut times| {
-            times.sort_by(f64::total_cmp);
-            [times[0], times[times.len() / 2]]
-        })
-    }
-
-    fn shown(n_weights: usize, [best, median]: [f64; 2]) -> String {
-        format!("{:.1} (best {:.1})", n_weights as f64 / median, n_weights as f64 / best)
-    }
-
-    /// Figures for docs/kernels.md: `cargo test --release -p slotbank-kernels packed_speed -- --ignored --nocapture`.
-    #[test]
-    #[ignore = "a measurement"]
-    fn packed_speed() {
-        let n = 6144;
-        let x = quantized(Activation::Q8K, &floats(n, 1, 2.0));
-        // In a near cache and beyond any. Calls of 32 rows, as the engine's tasks are.
-        for (rows, repeats) in [(96, 200), (32768, 1)] {
-            let mut y = vec![0.0; rows];
-            for packed in PACKED {
-                let source = random_row(packed.source, n * rows, 3);
-                let mut out = vec![0; packed.format.row_bytes(n * rows).unwrap()];
-                (packed.pack)(&source, &mut out);
-                let (plain, fast) = (packed.source.kernel(Isa::best()), packed.format.kernel(Isa::best()));
-                let mut multiply = |kernel: &crate::Kernel, weights: &[u8]| {
-                    for (w, y) in weights.chunks(32 * kernel.row_bytes(n)).zip(y.chunks_mut(32)) {
-                        kernel.rows(w, &x, n, y);
-                    }
-                    std::hint::black_box(&mut y);
-                };
-                let times = alternated::<3>(15, |what| {
-                    for _ in 0..repeats {
-                        match what {
-                            0 => multiply(&plain, &source),
-                            1 => multiply(&fast, &out),
-                            _ => (packed.pack)(&source, &mut out),
-                        }
-                    }
-                });
-                let [plain, fast, pack] = times.map(|times| shown(n * rows * repeats, times));
-                let name = packed.source.name;
-                println!("{rows} rows of {n}, {name}: {plain}, packed {fast}, packing {pack} Gweights/s");
-            }
-        }
-    }
-
-    /// Tiles of the source and of the packed form, and the packed form's rows, by number of activation rows.
-    #[test]
-    #[ignore = "a measurement"]
-    fn packed_tile_speed() {
-        let (n, rows) = (2048, TILE_ROWS * 8);
-        for packed in PACKED {
-            let source = random_row(packed.source, n * rows, 3);
-            let mut out = vec![0; packed.format.row_bytes(n * rows).unwrap()];
-            (packed.pack)(&source, &mut out);
-            let (plain, fast) = (packed.source.kernel(Isa::best()), packed.format.kernel(Isa::best()));
-            let kernels = |format: &Format| if Isa::best() == Isa::Neon { format.neon } else { format.avx2 };
-            let tile = |packed: &Packed, which: usize| {
-                let format = if which == 0 { packed.source } else { packed.format };
-                kernels(format).and_then(|kernels| kernels.tile).expect("a tile").0
-            };
-            let x: Vec<_> = (0..64).map(|c| quantized(Activation::Q8K, &floats(n, c + 1, 2.0))).collect();
-            for columns in [1, 2, 4, 8, 12, 16, 24, 32, 64] {
-                let x: Vec<&[u8]> = x[..columns].iter().map(Vec::as_slice).collect();
-                let mut y = vec![[0.0; TILE_ROWS]; columns];
-                let repeats = 64 / columns;
-                let times = alternated::<3>(9, |what| {
-                    let (weights, kernel) = if what == 0 { (&source, &plain) } else { (&out, &fast) };
-                    for _ in 0..repeats {
-                        for weights in weights.chunks(TILE_ROWS * kernel.row_bytes(n)) {
-                            if what < 2 {
-                                // SAFETY: the instruction set is this processor's, the lengths are whole tiles.
-                                unsafe { tile(packed, what)(weights, TILE_ROWS, &x, n, &mut y) };
-                                continue;
-                            }
-                            for (g, w) in weights.chunks(4 * kernel.row_bytes(n)).enumerate() {
-                                x.iter()
-                                    .zip(&mut y)
-                                    .for_each(|(x, y)| kernel.rows(w, x, n, &mut y[4 * g..][..4]));
-                            }
-                        }
-                        std::hint::black_box(&mut y);
-                    }
-                });
-                let [plain, fast, by_rows] = times.map(|times| shown(n * rows * columns * repeats, times));
-                let name = packed.source.name;
-                println!(
-                    "{columns} columns, {name}: tile {plain}, packed {fast}, packed by rows {by_rows} Gproducts/s"
-                );
-            }
         }
     }
 

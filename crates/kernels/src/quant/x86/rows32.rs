@@ -47,13 +47,16 @@ macro_rules! rows {
         unsafe fn $four<B: X86Block32<N>, const N: usize>(rows: [&[[u8; N]]; 4], x: &Q8Row<'_>) -> [f32; 4] {
             // Rows a and c in the lower half, b and d in the upper; the other places hold what nobody reads.
             let mut total = _mm256_setzero_ps();
-            let [a, b, c, d] = rows.map(|row| row.as_chunks::<2>().0);
+            let [a, b, c, d] = rows;
+            let [a, b, c, d] =
+                [a.as_chunks::<2>().0, b.as_chunks::<2>().0, c.as_chunks::<2>().0, d.as_chunks::<2>().0];
+            let ahead = 4 * size_of_val(rows[0]);
             let x_pairs =
                 x.q.as_chunks::<64>().0.iter().zip(x.d.as_chunks::<8>().0).zip(x.sum.as_chunks::<8>().0);
             for ((((a, b), c), d), ((x_q, x_d), x_sum)) in a.iter().zip(b).zip(c).zip(d).zip(x_pairs) {
                 let columns = [[&a[0], &b[0], &c[0], &d[0]], [&a[1], &b[1], &c[1], &d[1]]];
                 for pair in [a, b, c, d] {
-                    fetch(pair.as_flattened(), 4 * size_of_val(rows[0]));
+                    fetch(pair.as_flattened(), ahead);
                 }
                 let twice = |pair: &[u8; 8]| {
                     _mm256_shuffle_epi32::<0b01_01_00_00>(_mm256_set1_epi64x(i64::from_le_bytes(*pair)))

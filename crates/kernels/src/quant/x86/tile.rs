@@ -24,7 +24,7 @@ const GROUPS: usize = TILE_ROWS / 8;
 const COLUMNS: usize = 3;
 
 /// What a tile must know of a format.
-pub(super) trait Form {
+pub(in crate::quant) trait Form {
     /// Steps of a chain: 1, 2, 4 or 8, and no more elements than share a scale. 0: signed integers.
     const CHAIN: usize;
     /// What makes the integers unsigned.
@@ -55,7 +55,7 @@ pub(in crate::quant) type Lines<const L: usize> = [[u8; 32]; L];
 
 /// 256 elements of 32 rows, unpacked.
 #[repr(align(64))]
-pub(super) struct Panel {
+pub(in crate::quant) struct Panel {
     /// The integers.
     w: [Lines<64>; GROUPS],
     /// A line of scales per group of 16 (or of 32, if so many share one), each scale twice: what pairs of sums are widened with.
@@ -63,13 +63,13 @@ pub(super) struct Panel {
     /// Lines of minima of two neighbouring groups of 16 (or of 32).
     mins: [[[i16; 16]; 8]; GROUPS],
     /// Units of scales: of the block of 256, or of its eight blocks of 32.
-    pub(super) d: [[f32; TILE_ROWS]; 8],
+    pub(in crate::quant) d: [[f32; TILE_ROWS]; 8],
     /// Units of minima: as `d`.
-    pub(super) m: [[f32; TILE_ROWS]; 8],
+    pub(in crate::quant) m: [[f32; TILE_ROWS]; 8],
 }
 
 impl Panel {
-    pub(super) fn new() -> Panel {
+    pub(in crate::quant) fn new() -> Panel {
         Panel {
             w: [[[0; 32]; 64]; GROUPS],
             scales: [[[0; 16]; 16]; GROUPS],
@@ -80,7 +80,7 @@ impl Panel {
     }
 
     /// Where the integers of group `v` go.
-    pub(super) fn lines(&mut self, v: usize) -> &mut Lines<64> {
+    pub(in crate::quant) fn lines(&mut self, v: usize) -> &mut Lines<64> {
         &mut self.w[v]
     }
 
@@ -173,7 +173,7 @@ pub(in crate::quant) fn transposed(r: [__m256i; 8]) -> [__m256i; 8] {
 /// At most 256 elements of a column, made ready for all groups of rows.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
-pub(super) struct Column {
+pub(in crate::quant) struct Column {
     /// The activations.
     q: *const u8,
     /// What each chain of words starts with, two words per dword.
@@ -186,10 +186,10 @@ pub(super) struct Column {
 }
 
 /// Columns that pass by a panel together.
-pub(super) type Ready = [Column; COLUMNS];
+pub(in crate::quant) type Ready = [Column; COLUMNS];
 
 /// None yet.
-pub(super) const NONE_READY: Ready =
+pub(in crate::quant) const NONE_READY: Ready =
     [Column { q: std::ptr::null(), starts: [0; 32], sums: [0; 16], a: [0.0; 8], s: [0.0; 8] }; COLUMNS];
 
 impl Column {
@@ -494,7 +494,7 @@ fn add_256<F: Form, const C: usize>(panel: &Panel, v: usize, columns: &Ready, y:
 #[inline]
 #[target_feature(enable = "avx2")]
 #[expect(clippy::too_many_arguments, reason = "a panel and its place, columns and theirs")]
-pub(super) fn blocks_of_32<F: Form>(
+pub(in crate::quant) fn blocks_of_32<F: Form>(
     panel: &Panel,
     b: usize,
     n_blocks: usize,
@@ -523,7 +523,12 @@ pub(super) fn blocks_of_32<F: Form>(
             fetch_around(&column[32 * b..32 * (b + n_blocks)]);
         }
         for v in (0..n_rows.div_ceil(8)).step_by(2) {
-            for_columns!(count, add_32, F, (panel, v, n_blocks, ready, &mut y[from..from + count]));
+            let y = &mut y[from..from + count];
+            if F::SHARED == 16 {
+                for_columns!(count, add_halves, F, (panel, v, n_blocks, ready, y));
+            } else {
+                for_columns!(count, add_32, F, (panel, v, n_blocks, ready, y));
+            }
         }
         from += count;
     }
@@ -576,6 +581,45 @@ fn add_32<F: Form, const C: usize>(
     for c in 0..C {
         put_eight(&mut y[c], 8 * v, sums[c][0]);
         put_eight(&mut y[c], 8 * v + 8, sums[c][1]);
+    }
+}
+
+/// `y += a · (d · products + m · the next products)` for two groups of rows: blocks of 32 with a scale per sixteen, the second
+/// where others have a minimum. (Never inlined: see [`add_256`].)
+#[inline(never)]
+#[target_feature(enable = "avx2")]
+fn add_halves<F: Form, const C: usize>(
+    panel: &Panel,
+    v: usize,
+    n_blocks: usize,
+    columns: &Ready,
+    y: &mut [[f32; TILE_ROWS]],
+) {
+    const { assert!(F::CHAIN == 4 || F::SHARED == 32, "a chain is sixteen elements") };
+    let w: [*const u8; 2] = [panel.w[v].as_ptr().cast(), panel.w[v + 1].as_ptr().cast()];
+    let ones = _mm256_set1_epi16(1);
+    for s in 0..n_blocks {
+        let mut terms = [[_mm256_setzero_ps(); 2]; C];
+        for (half, units) in [&panel.d[s], &panel.m[s]].into_iter().enumerate() {
+            // SAFETY: AVX2 is on; eight of the lines and activations of so many blocks.
+            let sums = unsafe { chain::<F, C>(w, columns, 8 * s + 4 * half) };
+            for g in 0..2 {
+                let unit = eight(units, 8 * (v + g));
+                for c in 0..C {
+                    let products = _mm256_cvtepi32_ps(_mm256_madd_epi16(sums[c][g], ones));
+                    let term = _mm256_mul_ps(unit, products);
+                    terms[c][g] = if half == 0 { term } else { _mm256_add_ps(terms[c][g], term) };
+                }
+            }
+        }
+        for c in 0..C {
+            for g in 0..2 {
+                let from = 8 * (v + g);
+                let term = _mm256_mul_ps(_mm256_set1_ps(columns[c].a[s]), terms[c][g]);
+                let sum = _mm256_add_ps(eight(&y[c], from), term);
+                put_eight(&mut y[c], from, sum);
+            }
+        }
     }
 }
 
