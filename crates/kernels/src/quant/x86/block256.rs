@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 
 use super::avx512::load64;
 use super::tile::{self, Form, Lines, Panel};
-use super::{fetch, four_totals, four_units, load32, tile512};
+use super::{LONG_ROW_BYTES, fetch, fetch_turn, four_totals, four_units, load32, tile512};
 use crate::activation::Q8kRow;
 use crate::quant::block256::{Block256, u32_at};
 use crate::{Kernels, TILE_ROWS};
@@ -242,12 +242,15 @@ macro_rules! rows {
             x: &Q8kRow<'_>,
         ) -> [f32; 4] {
             let mut total = _mm_setzero_ps();
+            let row_bytes = size_of_val(rows[0]);
             let columns = rows[0].iter().zip(rows[1]).zip(rows[2]).zip(rows[3]);
             for (b, (((w0, w1), w2), w3)) in columns.enumerate() {
                 let x_q = &x.q.as_chunks::<256>().0[b];
                 let x_sums = load32(x.sums, 32 * b);
-                for w in [w0, w1, w2, w3] {
-                    fetch(w, 4 * size_of_val(rows[0]));
+                if row_bytes < LONG_ROW_BYTES {
+                    fetch_turn(rows[0].as_ptr().cast(), row_bytes, b, N);
+                } else {
+                    [w0, w1, w2, w3].into_iter().for_each(|w| fetch(w, 4 * row_bytes));
                 }
                 // SAFETY: this function has its features.
                 let (products, mins) = unsafe { $sums([w0, w1, w2, w3], x_q, x_sums) };

@@ -2,6 +2,7 @@
 
 use std::arch::x86_64::*;
 
+use super::{LONG_ROW_BYTES, fetch_turn};
 use crate::quant::floats::Float;
 use crate::{Kernels, TILE_ROWS};
 
@@ -53,6 +54,9 @@ unsafe fn block_avx2<F: X86Float<N>, const N: usize, const R: usize, const C: us
 ) -> [[f32; R]; C] {
     let mut lanes = [[[_mm256_setzero_ps(); 2]; C]; R];
     for i in 0..n / 16 {
+        if C == 1 && n * N < LONG_ROW_BYTES {
+            fetch_turn(w[0], n * N, i, 16 * N);
+        }
         for half in 0..2 {
             let at = 16 * i + 8 * half;
             let mut columns = [_mm256_setzero_ps(); C];

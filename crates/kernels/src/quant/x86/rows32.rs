@@ -13,7 +13,7 @@ use super::block32::X86Block32;
 // (Arrays' own `map` would not be compiled for AVX2 and its vectors would go through memory.)
 
 use super::fours::both_halves;
-use super::{fetch, load16};
+use super::{LONG_ROW_BYTES, fetch, fetch_turn, load16};
 use crate::activation::Q8Row;
 
 /// One block column of four rows.
@@ -47,16 +47,20 @@ macro_rules! rows {
         unsafe fn $four<B: X86Block32<N>, const N: usize>(rows: [&[[u8; N]]; 4], x: &Q8Row<'_>) -> [f32; 4] {
             // Rows a and c in the lower half, b and d in the upper; the other places hold what nobody reads.
             let mut total = _mm256_setzero_ps();
+            let row_bytes = size_of_val(rows[0]);
             let [a, b, c, d] = rows;
             let [a, b, c, d] =
                 [a.as_chunks::<2>().0, b.as_chunks::<2>().0, c.as_chunks::<2>().0, d.as_chunks::<2>().0];
-            let ahead = 4 * size_of_val(rows[0]);
             let x_pairs =
                 x.q.as_chunks::<64>().0.iter().zip(x.d.as_chunks::<8>().0).zip(x.sum.as_chunks::<8>().0);
-            for ((((a, b), c), d), ((x_q, x_d), x_sum)) in a.iter().zip(b).zip(c).zip(d).zip(x_pairs) {
+            for (step, ((((a, b), c), d), ((x_q, x_d), x_sum))) in
+                a.iter().zip(b).zip(c).zip(d).zip(x_pairs).enumerate()
+            {
                 let columns = [[&a[0], &b[0], &c[0], &d[0]], [&a[1], &b[1], &c[1], &d[1]]];
-                for pair in [a, b, c, d] {
-                    fetch(pair.as_flattened(), ahead);
+                if row_bytes < LONG_ROW_BYTES {
+                    fetch_turn(rows[0].as_ptr().cast(), row_bytes, step, 2 * N);
+                } else {
+                    [a, b, c, d].into_iter().for_each(|pair| fetch(pair.as_flattened(), 4 * row_bytes));
                 }
                 let twice = |pair: &[u8; 8]| {
                     _mm256_shuffle_epi32::<0b01_01_00_00>(_mm256_set1_epi64x(i64::from_le_bytes(*pair)))
