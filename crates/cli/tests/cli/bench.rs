@@ -76,7 +76,8 @@ fn speed_computes_the_last_layer_for_the_logits_that_are_wanted() {
     let place = Place::new();
     silent().write(&place.path("m.gguf"));
     let run = |extra: &str| {
-        let args = format!("bench speed m.gguf --prompt 6 --gen 0 --rounds 1 --bank all --json --parts {extra}");
+        let args =
+            format!("bench speed m.gguf --prompt 6 --gen 0 --rounds 1 --bank all --json --parts {extra}");
         let json = place.run(&args).expect(0).json();
         let hits = json["tests"][0]["rounds"][0]["hits"].as_u64().expect("hits");
         assert!(json["tests"][0]["parts_ms_per_token"]["experts"].as_f64() > Some(0.0), "{json}");
