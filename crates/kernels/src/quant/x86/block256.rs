@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 
 use super::avx512::load64;
 use super::tile::{self, Form, Lines, Panel};
-use super::{LONG_ROW_BYTES, fetch, fetch_turn, four_totals, four_units, load32, tile512};
+use super::{Fours, fetch, fetch_four, four_totals, four_units, load32, tile512};
 use crate::activation::Q8kRow;
 use crate::quant::block256::{Block256, u32_at};
 use crate::{Kernels, TILE_ROWS};
@@ -225,33 +225,32 @@ macro_rules! rows {
             let x = Q8kRow::new(x, n);
             let n_blocks = n / 256;
             let blocks = &weights.as_chunks::<N>().0[..n_blocks * y.len()];
-            for (first, y) in y.chunks_mut(4).enumerate() {
-                // Rows past the end are the last one again.
-                let row = |r: usize| &blocks[(4 * first + r.min(y.len() - 1)) * n_blocks..][..n_blocks];
+            let fours = Fours::new(y.len(), n_blocks * N);
+            let row = |r: usize| &blocks[r * n_blocks..][..n_blocks];
+            for [a, b, c, d] in fours.rows() {
                 // SAFETY: this function has at least its features.
-                let sums = unsafe { $four::<B, N>([row(0), row(1), row(2), row(3)], &x) };
-                y.copy_from_slice(&sums[..y.len()]);
+                let rows = [row(a), row(b), row(c), row(d)];
+                let sums = unsafe {
+                    if fours.streams { $four::<B, N, true>(rows, &x) } else { $four::<B, N, false>(rows, &x) }
+                };
+                (y[a], y[b], y[c], y[d]) = (sums[0], sums[1], sums[2], sums[3]);
             }
         }
 
         /// Four rows, block column by block column.
         #[inline]
         #[target_feature(enable = $features)]
-        unsafe fn $four<B: X86Block256<N>, const N: usize>(
+        unsafe fn $four<B: X86Block256<N>, const N: usize, const STREAMS: bool>(
             rows: [&[[u8; N]]; 4],
             x: &Q8kRow<'_>,
         ) -> [f32; 4] {
-            let mut total = _mm_setzero_ps();
             let row_bytes = size_of_val(rows[0]);
+            let mut total = _mm_setzero_ps();
             let columns = rows[0].iter().zip(rows[1]).zip(rows[2]).zip(rows[3]);
             for (b, (((w0, w1), w2), w3)) in columns.enumerate() {
                 let x_q = &x.q.as_chunks::<256>().0[b];
                 let x_sums = load32(x.sums, 32 * b);
-                if row_bytes < LONG_ROW_BYTES {
-                    fetch_turn(rows[0].as_ptr().cast(), row_bytes, b, N);
-                } else {
-                    [w0, w1, w2, w3].into_iter().for_each(|w| fetch(w, 4 * row_bytes));
-                }
+                fetch_four::<STREAMS>(rows[0].as_ptr().cast(), row_bytes, b, [w0, w1, w2, w3]);
                 // SAFETY: this function has its features.
                 let (products, mins) = unsafe { $sums([w0, w1, w2, w3], x_q, x_sums) };
                 let (mut d, mut dmin) =

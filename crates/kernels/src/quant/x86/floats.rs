@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{LONG_ROW_BYTES, fetch_turn};
+use super::Fours;
 use crate::quant::floats::Float;
 use crate::{Kernels, TILE_ROWS};
 
@@ -54,9 +54,6 @@ unsafe fn block_avx2<F: X86Float<N>, const N: usize, const R: usize, const C: us
 ) -> [[f32; R]; C] {
     let mut lanes = [[[_mm256_setzero_ps(); 2]; C]; R];
     for i in 0..n / 16 {
-        if C == 1 && n * N < LONG_ROW_BYTES {
-            fetch_turn(w[0], n * N, i, 16 * N);
-        }
         for half in 0..2 {
             let at = 16 * i + 8 * half;
             let mut columns = [_mm256_setzero_ps(); C];
@@ -99,12 +96,11 @@ unsafe fn block_avx2<F: X86Float<N>, const N: usize, const R: usize, const C: us
 #[target_feature(enable = "avx2,f16c,fma")]
 unsafe fn rows_avx2<F: X86Float<N>, const N: usize>(weights: &[u8], x: &[u8], n: usize, y: &mut [f32]) {
     let (weights, x) = (&weights[..n * N * y.len()], &x[..n * 4]);
-    for (first, y) in y.chunks_mut(4).enumerate() {
-        // Rows past the end are the last one again.
-        let row = |r: usize| weights[(4 * first + r.min(y.len() - 1)) * n * N..].as_ptr();
+    let row = |r: usize| weights[r * n * N..].as_ptr();
+    for [a, b, c, d] in Fours::new(y.len(), n * N).rows() {
         // SAFETY: each row starts n elements before the end at the latest.
-        let [sums] = unsafe { block_avx2::<F, N, 4, 1>([row(0), row(1), row(2), row(3)], [x.as_ptr()], n) };
-        y.copy_from_slice(&sums[..y.len()]);
+        let [sums] = unsafe { block_avx2::<F, N, 4, 1>([row(a), row(b), row(c), row(d)], [x.as_ptr()], n) };
+        (y[a], y[b], y[c], y[d]) = (sums[0], sums[1], sums[2], sums[3]);
     }
 }
 

@@ -32,24 +32,51 @@ pub(super) fn load32(bytes: &[u8], at: usize) -> __m256i {
     unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) }
 }
 
-/// Rows from here on are long enough for the processor to see where each of them is heading.
-const LONG_ROW_BYTES: usize = 4096;
+/// From so many bytes on a quarter of the rows is a stream that the processor sees coming.
+const STREAM_BYTES: usize = 8192;
 /// What a core reads while one line is on its way from memory, and more.
 const AHEAD_BYTES: usize = 4096;
 
-/// Asks for what four neighbouring short rows of `row_bytes` each are followed by, while step `step` reads `step_bytes` of each: in the
-/// order of memory, since the processor's own prefetcher follows one rising stream, and runs ahead of it, where it loses four.
-#[inline(always)]
-fn fetch_turn(first: *const u8, row_bytes: usize, step: usize, step_bytes: usize) {
-    let ahead = (4 * row_bytes).max(AHEAD_BYTES);
-    let from = first.wrapping_add(ahead + 4 * step * step_bytes);
-    for line in (0..4 * step_bytes).step_by(64) {
-        // SAFETY: a hint; it does not matter whether there is memory.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(line).cast()) };
+/// Which rows are computed together, four and four, and what they ask for ahead of themselves.
+#[derive(Clone, Copy)]
+struct Fours {
+    n_rows: usize,
+    /// Rows at a quarter's distance: four rising streams of memory, faster than one where they are long enough. Else neighbours.
+    streams: bool,
+}
+
+impl Fours {
+    fn new(n_rows: usize, row_bytes: usize) -> Fours {
+        Fours { n_rows, streams: n_rows.div_ceil(4) * row_bytes >= STREAM_BYTES }
+    }
+
+    /// Rows past the end are the last one again.
+    fn rows(self) -> impl Iterator<Item = [usize; 4]> {
+        let turns = self.n_rows.div_ceil(4);
+        let (turn, place) = if self.streams { (1, turns) } else { (4, 1) };
+        (0..turns).map(move |t| {
+            let row = |p: usize| (turn * t + place * p).min(self.n_rows - 1);
+            [row(0), row(1), row(2), row(3)]
+        })
     }
 }
 
-/// Asks for the block `ahead` bytes on: the row that comes after the next three.
+/// Asks for memory while step `step` reads `pieces` of four rows of `row_bytes` that start with `first`: of `STREAMS` what comes next in
+/// each; of neighbours what comes after all four, in the order of memory, since the processor follows one rising stream and loses
+/// four short ones.
+#[inline(always)]
+fn fetch_four<const STREAMS: bool>(first: *const u8, row_bytes: usize, step: usize, pieces: [&[u8]; 4]) {
+    if STREAMS {
+        return pieces.into_iter().for_each(|piece| fetch(piece, row_bytes.max(AHEAD_BYTES / 4)));
+    }
+    let (ahead, bytes) = ((4 * row_bytes).max(AHEAD_BYTES), 4 * pieces[0].len());
+    for line in (0..bytes).step_by(64) {
+        // SAFETY: a hint; it does not matter whether there is memory.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(first.wrapping_add(ahead + step * bytes + line).cast()) };
+    }
+}
+
+/// Asks for the block `ahead` bytes on.
 #[inline(always)]
 fn fetch(block: &[u8], ahead: usize) {
     for line in (0..block.len()).step_by(64) {

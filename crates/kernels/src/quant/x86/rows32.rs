@@ -13,7 +13,7 @@ use super::block32::X86Block32;
 // (Arrays' own `map` would not be compiled for AVX2 and its vectors would go through memory.)
 
 use super::fours::both_halves;
-use super::{LONG_ROW_BYTES, fetch, fetch_turn, load16};
+use super::{Fours, fetch_four, load16};
 use crate::activation::Q8Row;
 
 /// One block column of four rows.
@@ -33,35 +33,37 @@ macro_rules! rows {
             let x = Q8Row::new(x, n);
             let n_blocks = n / 32;
             let blocks = &weights.as_chunks::<N>().0[..n_blocks * y.len()];
-            for (first, y) in y.chunks_mut(4).enumerate() {
-                // Rows past the end are the last one again.
-                let row = |r: usize| &blocks[(4 * first + r.min(y.len() - 1)) * n_blocks..][..n_blocks];
+            let fours = Fours::new(y.len(), n_blocks * N);
+            let row = |r: usize| &blocks[r * n_blocks..][..n_blocks];
+            for [a, b, c, d] in fours.rows() {
                 // SAFETY: this function has its features.
-                let sums = unsafe { $four::<B, N>([row(0), row(1), row(2), row(3)], &x) };
-                y.copy_from_slice(&sums[..y.len()]);
+                let rows = [row(a), row(b), row(c), row(d)];
+                let sums = unsafe {
+                    if fours.streams { $four::<B, N, true>(rows, &x) } else { $four::<B, N, false>(rows, &x) }
+                };
+                (y[a], y[b], y[c], y[d]) = (sums[0], sums[1], sums[2], sums[3]);
             }
         }
 
         #[inline]
         #[target_feature(enable = $features)]
-        unsafe fn $four<B: X86Block32<N>, const N: usize>(rows: [&[[u8; N]]; 4], x: &Q8Row<'_>) -> [f32; 4] {
+        unsafe fn $four<B: X86Block32<N>, const N: usize, const STREAMS: bool>(
+            rows: [&[[u8; N]]; 4],
+            x: &Q8Row<'_>,
+        ) -> [f32; 4] {
             // Rows a and c in the lower half, b and d in the upper; the other places hold what nobody reads.
-            let mut total = _mm256_setzero_ps();
             let row_bytes = size_of_val(rows[0]);
+            let mut total = _mm256_setzero_ps();
             let [a, b, c, d] = rows;
             let [a, b, c, d] =
                 [a.as_chunks::<2>().0, b.as_chunks::<2>().0, c.as_chunks::<2>().0, d.as_chunks::<2>().0];
             let x_pairs =
                 x.q.as_chunks::<64>().0.iter().zip(x.d.as_chunks::<8>().0).zip(x.sum.as_chunks::<8>().0);
-            for (step, ((((a, b), c), d), ((x_q, x_d), x_sum))) in
-                a.iter().zip(b).zip(c).zip(d).zip(x_pairs).enumerate()
-            {
+            let pairs = a.iter().zip(b).zip(c).zip(d).zip(x_pairs);
+            for (step, ((((a, b), c), d), ((x_q, x_d), x_sum))) in pairs.enumerate() {
                 let columns = [[&a[0], &b[0], &c[0], &d[0]], [&a[1], &b[1], &c[1], &d[1]]];
-                if row_bytes < LONG_ROW_BYTES {
-                    fetch_turn(rows[0].as_ptr().cast(), row_bytes, step, 2 * N);
-                } else {
-                    [a, b, c, d].into_iter().for_each(|pair| fetch(pair.as_flattened(), 4 * row_bytes));
-                }
+                let pieces = [a.as_flattened(), b.as_flattened(), c.as_flattened(), d.as_flattened()];
+                fetch_four::<STREAMS>(rows[0].as_ptr().cast(), row_bytes, step, pieces);
                 let twice = |pair: &[u8; 8]| {
                     _mm256_shuffle_epi32::<0b01_01_00_00>(_mm256_set1_epi64x(i64::from_le_bytes(*pair)))
                 };
