@@ -228,8 +228,8 @@ macro_rules! rows {
             let fours = Fours::new(y.len(), n_blocks * N);
             let row = |r: usize| &blocks[r * n_blocks..][..n_blocks];
             for [a, b, c, d] in fours.rows() {
-                // SAFETY: this function has at least its features.
                 let rows = [row(a), row(b), row(c), row(d)];
+                // SAFETY: this function has at least its features.
                 let sums = unsafe {
                     if fours.streams { $four::<B, N, true>(rows, &x) } else { $four::<B, N, false>(rows, &x) }
                 };
