@@ -161,6 +161,8 @@ fn kernels_knows_its_formats() {
     let done = place.run("bench kernels --formats Q9_Z").expect(2);
     assert!(done.stderr.contains("Q9_Z") && done.stderr.contains("IQ1_M"), "{}", done.stderr);
     place.run("bench kernels --n-in 100").expect(2);
+    let done = place.run("bench kernels --formats F32 --n-in 1048576 --working-set 1").expect(2);
+    assert!(done.stderr.contains("F32") && done.stderr.contains("--working-set"), "{}", done.stderr);
 }
 
 /// Each idea beside its opposite, which gives the same bits (the measurement itself checks that).

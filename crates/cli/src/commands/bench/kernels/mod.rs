@@ -97,6 +97,7 @@ fn parse_width(text: &str) -> Result<usize, String> {
 pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let formats = chosen(&args.formats)?;
     let isa = Isa::detect().map_err(|e| Failure::usage(e.to_string(), e.hint().unwrap_or_default()))?;
+    check_sizes(args, &formats)?;
     let cores = || std::thread::available_parallelism().map_or(1, |n| n.get());
     let threads = args.threads.map_or_else(cores, |n| n as usize);
     let mut rig = Rig {
@@ -135,6 +136,18 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
         ui::print(table(&outcome))?
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// A matrix has one row at least.
+fn check_sizes(args: &Args, formats: &[&Format]) -> Result<(), Failure> {
+    let working_set = (args.working_set as usize) << 20;
+    let too_long = |format: &&&Format| format.row_bytes(args.n_in).is_none_or(|bytes| bytes > working_set);
+    formats.iter().find(too_long).map_or(Ok(()), |format| {
+        Err(Failure::usage(
+            format!("a row of {} inputs in {} is larger than the working set", args.n_in, format.name),
+            "give a larger --working-set, or fewer --n-in",
+        ))
+    })
 }
 
 fn chosen(names: &[String]) -> Result<Vec<&'static Format>, Failure> {
