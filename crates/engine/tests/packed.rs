@@ -5,7 +5,7 @@ mod common;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use common::{OnDisk, assert_same_bits, exact, run};
+use common::{OnDisk, assert_same_bits, exact, packable, run};
 use experts::BankPlan;
 use files::extract::{self, extract};
 use files::manifest::Layout;
@@ -13,20 +13,6 @@ use files::{Checkpoint, Class, ExpertTensor, GgmlType};
 use serde_json::{Value, json};
 use slotbank_engine::{BankSize, Engine, EngineOptions, Error, Promote, known_packers};
 use toy::weights::tokens;
-use toy::{Toy, Types};
-
-/// Every format with a packed form, beside some without, in one layer also side by side.
-fn model() -> OnDisk {
-    use GgmlType as T;
-    OnDisk::gguf(&Toy::wide(Types {
-        dense: T::Q8_0,
-        experts: vec![
-            [T::IQ1_M, T::IQ1_M, T::IQ2_XXS],
-            [T::IQ1_S, T::Q4_K, T::IQ2_S],
-            [T::Q8_0, T::IQ2_XS, T::Q4_0],
-        ],
-    }))
-}
 
 /// Extracts `model` with its dense part into the folder `name` beside it. Every form, whatever pays on this processor.
 fn sidecar(model: &OnDisk, name: &str, pack: bool) -> PathBuf {
@@ -51,7 +37,7 @@ fn is_packed(tensor: &&ExpertTensor) -> bool {
 
 #[test]
 fn packed_sidecars_give_the_bits_of_the_gguf_and_of_the_plain_sidecar() {
-    let model = model();
+    let model = packable();
     let [plain, packed] =
         [("plain", false), ("packed", true)].map(|(name, pack)| open(&sidecar(&model, name, pack)));
     assert_eq!(plain.experts().iter().filter(is_packed).count(), 0);
@@ -90,7 +76,7 @@ fn packed_sidecars_give_the_bits_of_the_gguf_and_of_the_plain_sidecar() {
 
 #[test]
 fn the_plan_says_what_packing_costs() {
-    let model = model();
+    let model = packable();
     let [plain, packed] =
         [("plain", false), ("packed", true)].map(|(name, pack)| open(&sidecar(&model, name, pack)));
     let plan = |checkpoint, bank| {
@@ -126,7 +112,7 @@ type Change = fn(&mut Value);
 
 #[test]
 fn forms_that_this_version_does_not_know_are_refused() {
-    let model = model();
+    let model = packable();
     let folder = sidecar(&model, "packed", true);
     let path = folder.join("manifest.json");
     let good: Value = serde_json::from_slice(&fs::read(&path).expect("a manifest")).expect("json");

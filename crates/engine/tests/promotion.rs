@@ -3,28 +3,15 @@
 
 mod common;
 
-use common::{OnDisk, assert_same_bits, exact, run};
+use common::{OnDisk, assert_same_bits, exact, packable, run};
 use files::{Class, GgmlType};
 use slotbank_engine::{BankSize, Engine, EngineOptions, Promote};
 use toy::weights::tokens;
 use toy::{Toy, Types};
 
-/// Every format with a packed form, beside some without.
-fn model() -> OnDisk {
-    use GgmlType as T;
-    OnDisk::gguf(&Toy::wide(Types {
-        dense: T::Q8_0,
-        experts: vec![
-            [T::IQ1_M, T::IQ1_M, T::IQ2_XXS],
-            [T::IQ1_S, T::Q4_K, T::IQ2_S],
-            [T::Q8_0, T::IQ2_XS, T::Q4_0],
-        ],
-    }))
-}
-
 #[test]
 fn packed_experts_give_the_same_answer_with_and_without_evictions() {
-    let model = model();
+    let model = packable();
     let tokens = tokens("promotion", 60, 96);
     let chunks = [20, 1];
     for ubatch in [1, 7, 32] {
@@ -64,7 +51,7 @@ fn packed_experts_give_the_same_answer_with_and_without_evictions() {
 /// `auto` packs only where no slot is lost by it.
 #[test]
 fn auto_packs_where_every_expert_fits_that_way() {
-    let model = model();
+    let model = packable();
     let checkpoint = model.open();
     let plan = |bank, promote, memory_bytes| {
         let options = EngineOptions { bank, promote, memory_bytes, ..exact() };

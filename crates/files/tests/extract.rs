@@ -7,27 +7,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use common::{EXPERTS, Spec, Toy, names, tree, write_gguf};
+use common::{EXPERTS, Fixture, Spec, Toy, fixture, names, tree, write_gguf};
 use serde_json::Value;
 use slotbank_files::extract::{Options, Progress, Summary, extract};
 use slotbank_files::manifest::Layout;
 use slotbank_files::{Checkpoint, Class, Error, Family, GgmlType, OpenOptions, Source};
 
 const LAYOUTS: [Layout; 2] = [Layout::LayerMajor, Layout::ExpertMajor];
-
-struct Fixture {
-    dir: tempfile::TempDir,
-    toy: Toy,
-    src: Checkpoint,
-}
-
-fn fixture() -> Fixture {
-    let dir = tempfile::tempdir().unwrap();
-    let toy = Toy::default();
-    toy.write(&dir.path().join("toy.gguf"));
-    let src = Checkpoint::open(&dir.path().join("toy.gguf")).unwrap();
-    Fixture { dir, toy, src }
-}
 
 impl Fixture {
     fn dst(&self, name: &str) -> std::path::PathBuf {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use common::{EMBD, EXPERTS, FF, Toy, packer, tree};
+use common::{EMBD, EXPERTS, FF, Fixture, fixture, packer, tree};
 use serde_json::{Value, json};
 use slotbank_files::extract::{Options, Summary, extract};
 use slotbank_files::inspect::inspect;
@@ -18,20 +18,6 @@ use slotbank_files::{Checkpoint, Class, Error, Family, GgmlType, OpenOptions, Pa
 /// Bytes of one expert, as it was and packed.
 const PLAIN: u64 = EMBD * FF / 256 * 56;
 const PACKED: u64 = EMBD * FF / 256 * 80;
-
-struct Fixture {
-    dir: tempfile::TempDir,
-    toy: Toy,
-    src: Checkpoint,
-}
-
-fn fixture() -> Fixture {
-    let dir = tempfile::tempdir().unwrap();
-    let toy = Toy::default();
-    toy.write(&dir.path().join("toy.gguf"));
-    let src = Checkpoint::open(&dir.path().join("toy.gguf")).unwrap();
-    Fixture { dir, toy, src }
-}
 
 impl Fixture {
     fn path(&self, name: &str) -> PathBuf {

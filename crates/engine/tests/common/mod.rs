@@ -6,11 +6,11 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
-use files::Checkpoint;
+use files::{Checkpoint, GgmlType};
 use slotbank_engine::{BankSize, CacheType, Dump, Engine, EngineOptions, Sequence, Want};
 use tempfile::TempDir;
-use toy::Toy;
 use toy::reference::Outcome;
+use toy::{Toy, Types};
 
 /// A checkpoint in a temporary folder that lives as long as this.
 pub(crate) struct OnDisk {
@@ -33,6 +33,19 @@ impl OnDisk {
     pub(crate) fn load(&self, options: EngineOptions) -> Engine {
         Engine::load(&self.open(), options).unwrap_or_else(|e| panic!("{}: {e}", self.path.display()))
     }
+}
+
+/// Every format with a packed form, beside some without, in one layer also side by side.
+pub(crate) fn packable() -> OnDisk {
+    use GgmlType as T;
+    OnDisk::gguf(&Toy::wide(Types {
+        dense: T::Q8_0,
+        experts: vec![
+            [T::IQ1_M, T::IQ1_M, T::IQ2_XXS],
+            [T::IQ1_S, T::Q4_K, T::IQ2_S],
+            [T::Q8_0, T::IQ2_XS, T::Q4_0],
+        ],
+    }))
 }
 
 /// Everything resident, caches in f32: the settings of the golden tests.

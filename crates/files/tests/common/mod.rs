@@ -242,3 +242,18 @@ pub fn packer() -> slotbank_files::Packer {
     }
     slotbank_files::Packer::new(GgmlType::IQ1_M, "IQ1_M spacious", 80, pack)
 }
+
+/// A toy in a temporary folder, opened.
+pub(crate) struct Fixture {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) toy: Toy,
+    pub(crate) src: Checkpoint,
+}
+
+pub(crate) fn fixture() -> Fixture {
+    let dir = tempfile::tempdir().unwrap();
+    let toy = Toy::default();
+    toy.write(&dir.path().join("toy.gguf"));
+    let src = Checkpoint::open(&dir.path().join("toy.gguf")).unwrap();
+    Fixture { dir, toy, src }
+}
