@@ -15,6 +15,8 @@ import time
 STEAL_DIFFERENCE_MAX = 0.20
 # A machine whose other processes take more than this share of its cores is not quiet.
 OTHERS_SHARE_MAX = 0.05
+# Columns of a receipt.
+LINE_MAX = 160
 
 
 def machine():
@@ -138,11 +140,24 @@ def window(tokens, index, n):
     return [tokens[(start + i) % len(tokens)] for i in range(n)]
 
 
+def laid_out(value, indent=""):
+    """JSON in which what fits on a line stands on one: receipts hold thousands of short records."""
+    line = json.dumps(value)
+    if len(indent) + len(line) <= LINE_MAX or not isinstance(value, (dict, list)):
+        return line
+    inner = indent + " "
+    if isinstance(value, dict):
+        parts = ["%s%s: %s" % (inner, json.dumps(key), laid_out(part, inner)) for key, part in value.items()]
+    else:
+        parts = [inner + laid_out(part, inner) for part in value]
+    opening, closing = "{}" if isinstance(value, dict) else "[]"
+    return "%s\n%s\n%s%s" % (opening, ",\n".join(parts), indent, closing)
+
+
 def write_receipt(path, receipt):
     """Writes next to the old one and renames, so that a stopped run leaves no half receipt."""
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     part = path + ".part"
     with open(part, "w") as out:
-        json.dump(receipt, out, indent=1)
-        out.write("\n")
+        out.write(laid_out(receipt) + "\n")
     os.replace(part, path)
