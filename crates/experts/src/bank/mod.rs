@@ -272,8 +272,8 @@ impl Bank {
         self.table.is_packed(slot)
     }
 
-    /// Whether the expert of a slot of the wave is worth its packed form: the plan has room for it, and it was hit twice since it
-    /// was read.
+    /// Whether the expert of a slot of the wave is worth its packed form: the plan has room for it, and it was hit so often since it
+    /// was read that packing will have cost little beside what hits cost.
     pub fn wants_packing(&self, slot: SlotId) -> bool {
         self.table.wants_packing(slot)
     }
