@@ -26,7 +26,7 @@ pub use generate::{Finish, GenerateOptions, Generation};
 pub use models::ModelInfo;
 pub use options::{AttentionMode, CacheType, EngineOptions, Promote, ReaderChoice};
 pub use packed::{known_packers, packers, why_unpacked};
-pub use plan::{MemoryPlan, PlanRow};
+pub use plan::{MemoryPlan, PlanRow, expert_geometry};
 pub use sequence::Sequence;
 pub use vocabulary::vocabulary;
 

@@ -89,6 +89,10 @@ pub struct EngineOptions {
     pub latent_eps: f32,
     /// Diagnostic: leave the routed experts out.
     pub shared_only: bool,
+    /// Who loses a slot that is needed: a name of [`experts::policy::NAMES`].
+    pub policy: String,
+    /// Trace whose hottest experts are never evicted.
+    pub pin: Option<PathBuf>,
     /// Routing trace to write.
     pub trace: Option<PathBuf>,
     /// How expert bytes are read.
@@ -124,6 +128,8 @@ impl Default for EngineOptions {
             attention: AttentionMode::default(),
             latent_eps: 1e-6,
             shared_only: false,
+            policy: experts::policy::NAMES[0].to_owned(),
+            pin: None,
             trace: None,
             reader: ReaderChoice::Auto,
             io_threads: 8,

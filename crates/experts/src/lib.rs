@@ -4,7 +4,8 @@
 //! * [`plan`]: bytes → slots. Nothing is allocated that the plan has not named.
 //! * [`bank`]: who is in which slot, leases, and the two-phase resolution of one layer's request.
 //! * [`read`]: bytes from files into slots, with faults on demand for tests.
-//! * [`policy`], [`trace`], [`mod@replay`], [`stats`]: who leaves, what happened, what would have happened.
+//! * [`policy`], [`trace`], [`mod@replay`], [`simulate`], [`stats`]: who leaves, what happened, what would have
+//!   happened.
 //!
 //! No maths lives here and no model: the bank sees layers, expert ids and byte ranges. A miss changes bytes
 //! in a slot, never the shape of the computation and never the answer.
@@ -16,6 +17,7 @@ pub mod plan;
 pub mod policy;
 pub mod read;
 pub mod replay;
+pub mod simulate;
 pub mod stats;
 pub mod trace;
 
