@@ -13,3 +13,4 @@ mod packed;
 mod run;
 mod sidecar;
 mod support;
+mod trace;
