@@ -48,8 +48,8 @@ pub(crate) struct BankArgs {
     /// How expert bytes are read: past the page cache, through it, or whichever works
     #[arg(long, value_enum, value_name = "HOW", default_value_t = ReaderArg::Auto)]
     reader: ReaderArg,
-    /// Who loses a slot that is needed: the least recently used expert (lru), the least often used one, uses halved
-    /// now and then (lfu), or the one whose uses, fading with time, add up to least (lrfu)
+    /// Who loses a slot that is needed: the expert used least often, older uses counting less and less (lfu), the
+    /// least recently used one (lru), or the one whose uses, fading with time, add up to least (lrfu)
     #[arg(long, value_name = "NAME", default_value_t = EngineOptions::default().policy, value_parser = policies())]
     policy: String,
     /// Never evict the experts that this trace used most, while others can give way

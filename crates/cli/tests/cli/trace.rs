@@ -235,13 +235,16 @@ fn pictures_and_pages_stand_alone() {
 #[test]
 fn pins_come_from_a_trace() {
     let place = Place::new();
-    recorded(&place);
-    // The model without a vocabulary runs ids only.
-    let record = "trace record u.jsonl -m m.gguf --tokens ids.txt -n 40 --bank 6 -q";
-    place.run(&format!("{record} --pin t.jsonl")).expect(0);
+    gguf(&place, "m.gguf");
+    place.run(&format!("{RUN} --bank 3 --trace t.jsonl")).expect(0);
+    let run = format!("{RUN} --bank 8 --policy lru");
+    let live = place.run(&format!("{run} --pin t.jsonl --trace u.jsonl")).expect(0).json();
     let count = |extra: &str| place.run(&format!("trace replay u.jsonl -m m.gguf --json {extra}")).expect(0);
     let (plain, pinned) = (count(""), count("--pin t.jsonl"));
     assert!(plain.stderr.contains("pinned") && pinned.stderr.is_empty(), "{plain:?}");
-    assert_ne!(plain.json()["total"]["hits"], pinned.json()["total"]["hits"]);
-    place.run(&format!("{record} --pin absent.jsonl")).expect(2);
+    for key in ["hits", "misses", "bytes_read"] {
+        assert_eq!(pinned.json()["total"][key], live["stats"]["experts"][key], "{key}");
+    }
+    assert_ne!(plain.json()["layers"], pinned.json()["layers"], "pins change who stays");
+    place.run(&format!("{run} --pin absent.jsonl")).expect(2);
 }

@@ -1,19 +1,19 @@
 //! Least frequently used, with ageing: the expert with the fewest uses leaves, of equals the least recently used.
 //!
 //! Uses are counted for every expert of the model, resident or not, since there are few of them: an expert that
-//! comes back is judged by what it did before. All counts are halved every so many tokens; otherwise what was
-//! hot in an earlier text would never leave.
+//! comes back is judged by what it did before. All counts are halved after every [`HALVED_AFTER_FILLS`] times as many uses as
+//! the bank has slots; otherwise what was hot in an earlier text would never leave. So a large bank, in which experts stay for long, has
+//! a long memory, and a small one a short memory.
 //!
-//! `touch` and `forget` are O(1), but for the halving, which visits each slot once in [`HALVED_AFTER_TOKENS`]
-//! tokens. `victim` passes over ineligible slots with fewer uses.
+//! `touch` and `forget` are O(1), but for the halving, which visits each slot. `victim` passes over ineligible slots with fewer uses.
 
 use super::history::History;
 use super::ranks::Ranks;
 use crate::plan::{BankPlan, SlotId};
 use crate::policy::{ExpertKey, Policy};
 
-/// Tokens between two halvings of the counts; a token touches top-k experts in every layer.
-pub const HALVED_AFTER_TOKENS: u64 = 64;
+/// Uses between two halvings of the counts, in slots of the bank.
+pub const HALVED_AFTER_FILLS: u64 = 2;
 
 /// Counts end here, so that a bank's worth of buckets fits one word.
 const COUNT_MAX: u8 = 63;
@@ -30,9 +30,9 @@ pub struct Lfu {
 impl Lfu {
     /// Counts and lists for every expert and every slot of the plan; the only place that allocates.
     pub fn new(plan: &BankPlan) -> Self {
-        let token = plan.layers().len() as u64 * u64::from(plan.top_k());
+        let halved_after = HALVED_AFTER_FILLS * u64::from(plan.slots_total()).max(1);
         let slots = plan.classes().iter().map(|class| class.slots);
-        Self::with_slots(slots, History::new(plan, 0), HALVED_AFTER_TOKENS * token.max(1))
+        Self::with_slots(slots, History::new(plan, 0), halved_after)
     }
 
     fn with_slots(slots: impl Iterator<Item = u32>, counts: History<u8>, halved_after: u64) -> Self {

@@ -1,9 +1,10 @@
-//! Recency and frequency in one number: each use of an expert is worth one at first and half as much after every
-//! [`HALF_LIFE_TOKENS`] tokens, and the expert with the least worth leaves (the LRFU family of Lee et al., 2001).
+//! Recency and frequency in one number: each use of an expert is worth one at first and half as much whenever as many uses as the
+//! bank has slots have passed, and the expert with the least worth leaves (the LRFU family of Lee et al., 2001).
 //!
-//! A short half-life is LRU, an endless one is LFU. One long prompt that uses every expert once gives each of them the
-//! same, so that it changes who is resident without throwing out what is used all the time: that is the resistance to
-//! scans. As with [`super::lfu`], the worth of experts that are not resident is remembered.
+//! A short half-life would be LRU, an endless one LFU. Tying it to the slots gives a small bank, in which an expert stays for
+//! two or three tokens, a short memory, and a large one a long memory; on our traces the best fixed half-life grows in just that
+//! way. One long prompt that uses every expert once gives each of them the same, so that it does not throw out what is used all
+//! the time: that is the resistance to scans. As with [`super::lfu`], the worth of experts that are not resident is remembered.
 //!
 //! Worths are kept as logarithms relative to a fixed time, in which they do not change while nothing is touched: a use at time
 //! t adds 2^(t/half-life). They are integers (1/256 half-lives), so that every machine decides alike. Slots
@@ -14,9 +15,6 @@ use super::history::History;
 use super::ranks::Ranks;
 use crate::plan::{BankPlan, SlotId};
 use crate::policy::{ExpertKey, Policy};
-
-/// Tokens after which a use counts half; a token touches top-k experts in every layer.
-pub const HALF_LIFE_TOKENS: u64 = 32;
 
 /// Steps of a worth in one half-life.
 const STEPS: i64 = 256;
@@ -47,9 +45,8 @@ pub struct Lrfu {
 impl Lrfu {
     /// Worths and lists for every expert and every slot of the plan; the only place that allocates.
     pub fn new(plan: &BankPlan) -> Self {
-        let token = plan.layers().len() as u64 * u64::from(plan.top_k());
         let slots = plan.classes().iter().map(|class| class.slots);
-        Self::with_slots(slots, History::new(plan, NEVER), HALF_LIFE_TOKENS * token.max(1))
+        Self::with_slots(slots, History::new(plan, NEVER), u64::from(plan.slots_total()).max(1))
     }
 
     fn with_slots(slots: impl Iterator<Item = u32>, worths: History<i64>, half_life: u64) -> Self {

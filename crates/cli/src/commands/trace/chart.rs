@@ -41,7 +41,7 @@ const WIDTH: f64 = 920.0;
 const LEFT: f64 = 76.0;
 const RIGHT: f64 = 24.0;
 /// Title, subtitle and legend.
-const HEAD: f64 = 96.0;
+const HEAD: f64 = 112.0;
 /// Of a panel's curves.
 const HEIGHT: f64 = 230.0;
 /// Above the curves of a panel: its title. Below them: the axis.
@@ -83,18 +83,22 @@ impl Chart {
         out
     }
 
+    /// Colours in one row, ways to draw them in the next.
     fn key(&self, out: &mut String) {
-        let mut x = LEFT;
-        let colours = self.legend.iter().map(|(name, colour)| (name, *colour, false));
-        let strokes = self.strokes.iter().map(|(name, dashed)| (name, INK, *dashed));
-        // One way to draw lines needs no explanation.
-        let strokes = strokes.filter(|_| self.strokes.len() > 1);
-        for (name, colour, dashed) in colours.chain(strokes) {
-            let class = if dashed { "curve dashed" } else { "curve" };
-            let _ =
-                writeln!(out, "<path class=\"{class}\" stroke=\"var(--c{colour})\" d=\"M{x:.1} 68h26\"/>");
-            text(out, x + 32.0, 72.0, "", "start", name);
-            x += 32.0 + 7.4 * name.chars().count() as f64 + 18.0;
+        let colours = self.legend.iter().map(|(name, colour)| (name, *colour, false)).collect();
+        let strokes: Vec<_> = self.strokes.iter().map(|(name, dashed)| (name, INK, *dashed)).collect();
+        let rows: [Vec<(&String, usize, bool)>; 2] = [colours, strokes];
+        for (y, row) in [68.0, 88.0].into_iter().zip(rows) {
+            let mut x = LEFT;
+            for (name, colour, dashed) in row {
+                let class = if dashed { "curve dashed" } else { "curve" };
+                let _ = writeln!(
+                    out,
+                    "<path class=\"{class}\" stroke=\"var(--c{colour})\" d=\"M{x:.1} {y}h26\"/>"
+                );
+                text(out, x + 32.0, y + 4.0, "", "start", name);
+                x += 32.0 + 7.4 * name.chars().count() as f64 + 18.0;
+            }
         }
     }
 

@@ -176,9 +176,7 @@ fn colour_of(name: &str, index: usize) -> usize {
 
 /// A page with the curves and the tables, which loads nothing.
 pub(super) fn html(outcome: &Outcome) -> String {
-    let (model, counted) = heading(outcome);
-    let mut body =
-        format!("<h1>{}</h1>\n<p>{}</p>\n{}\n", chart::escape(&model), chart::escape(&counted), svg(outcome));
+    let mut body = svg(outcome) + "\n";
     for measure in measures(outcome) {
         for (budget, what) in budgets(outcome) {
             body += &format!("<h2>{}, {what}</h2>\n<table>\n", chart::escape(measure.title));
@@ -222,7 +220,7 @@ fn round(ms: f64) -> f64 {
 const PAGE_STYLE: &str = "
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 62rem; padding: 0 1rem;
   background: #fcfcfb; color: #1b1b19; }
-h1 { font-size: 1.2rem; } h2 { font-size: 1rem; margin-top: 2rem; }
+h2 { font-size: 1rem; margin-top: 2rem; }
 svg { width: 100%; height: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 td, th { text-align: right; padding: .15rem .8rem; font-weight: normal; }
