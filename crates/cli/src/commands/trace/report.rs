@@ -136,7 +136,7 @@ pub(super) fn svg(outcome: &Outcome) -> String {
     let panel = |measure: &Measure| {
         let mut series = Vec::new();
         for (budget, _) in budgets(outcome) {
-            for (colour, name) in names.iter().enumerate() {
+            for name in &names {
                 let rows = outcome.rows.iter().filter(|row| row.policy == *name && row.budget == budget);
                 let points = rows.filter_map(|row| {
                     let value = (measure.of)(row)?;
@@ -149,7 +149,7 @@ pub(super) fn svg(outcome: &Outcome) -> String {
                     Some((row.share * 100.0, value, note))
                 });
                 series.push(Series {
-                    colour: colour_of(name, colour),
+                    colour: colour_of(name),
                     dashed: budget != "global",
                     points: points.collect(),
                 });
@@ -162,16 +162,19 @@ pub(super) fn svg(outcome: &Outcome) -> String {
         subtitle: counted,
         x_label: "share of the experts that have a slot, and the bytes that this takes".into(),
         x_notes: (0..=4).map(|quarter| units::bytes(outcome.all_bytes / 4 * quarter)).collect(),
-        legend: names.iter().enumerate().map(|(i, name)| ((*name).to_owned(), colour_of(name, i))).collect(),
+        legend: names.iter().map(|name| ((*name).to_owned(), colour_of(name))).collect(),
         strokes: budgets(outcome).map(|(budget, what)| (what.to_owned(), budget != "global")).collect(),
         panels: measures(outcome).iter().map(panel).collect(),
     };
     chart.render()
 }
 
-/// The optimum is no policy: it has the colour of the text.
-fn colour_of(name: &str, index: usize) -> usize {
-    if name == experts::simulate::BELADY { chart::INK } else { index % chart::COLOURS }
+/// A policy has the same colour whoever else is shown. The optimum is no policy: it has the colour of the text.
+fn colour_of(name: &str) -> usize {
+    match name {
+        experts::simulate::BELADY => chart::INK,
+        _ => experts::simulate::names().position(|known| known == name).unwrap_or(0) % chart::COLOURS,
+    }
 }
 
 /// A page with the curves and the tables, which loads nothing.
