@@ -16,7 +16,7 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Parser;
-use commands::{Cli, Command, bench, chat, eval, extract, inspect, logits, plan, run, verify};
+use commands::{Cli, Command, bench, chat, eval, extract, inspect, logits, plan, run, trace, verify};
 use ui::error::{Failure, Report};
 
 fn main() -> ExitCode {
@@ -52,6 +52,7 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::Logits(args) => logits::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Trace(args) => trace::run(&args),
     }
 }
 

@@ -5,10 +5,11 @@ use std::fs::File;
 use std::io::BufWriter;
 use std::path::{Path, PathBuf};
 
-use engine::{Dump, Engine, MemoryPlan};
+use engine::{Dump, Engine, EngineOptions, MemoryPlan};
 use files::Checkpoint;
 
 use crate::args::BankArgs;
+use crate::commands::trace::Identity;
 use crate::commands::verify;
 use crate::ui::error::Failure;
 use crate::{demo, ui};
@@ -65,11 +66,21 @@ pub(crate) fn load(model: &Model, args: &BankArgs, quiet: bool) -> Result<Sessio
     if args.flash_moe.moe_verify_sidecar {
         verify::before_run(model, quiet)?;
     }
+    load_with(model, options, args.dump.as_deref(), quiet)
+}
+
+/// The same with options in hand.
+pub(crate) fn load_with(
+    model: &Model,
+    options: EngineOptions,
+    dump_path: Option<&Path>,
+    quiet: bool,
+) -> Result<Session, Failure> {
     let plan: MemoryPlan = Engine::plan(&model.checkpoint, &options)?;
     if !quiet {
         ui::note(ui::plan::render(&model.name, &plan));
     }
-    let dump = match &args.dump {
+    let dump = match dump_path {
         None => None,
         Some(path) => {
             let file = File::create(path).map_err(|e| Failure::file("cannot write the dump", path, &e))?;
@@ -77,9 +88,12 @@ pub(crate) fn load(model: &Model, args: &BankArgs, quiet: bool) -> Result<Sessio
         }
     };
     let mut engine = Engine::load(&model.checkpoint, options)?;
+    if let Some(path) = &engine.options().trace {
+        Identity::of_run(model, &engine).write(path)?;
+    }
     engine.set_dump(dump);
     let at_load = engine.bank_stats().map(experts::Stats::total).unwrap_or_default();
-    Ok(Session { engine, dump: args.dump.clone(), at_load })
+    Ok(Session { engine, dump: dump_path.map(Path::to_owned), at_load })
 }
 
 impl Session {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use experts::{Bank, BankSize, Counters, Lru, Reader, Schedule, Trace};
+use experts::{Bank, BankPlan, BankSize, Counters, Policy, Reader, Schedule, Trace, policy};
 use files::Checkpoint;
 use text::{ChatTemplate, Tokenizer};
 
@@ -90,7 +90,7 @@ impl Engine {
             Some(bank_plan) => {
                 backend.packing_scratch(bank_plan.packed_bytes_max() as usize);
                 let reader = make_reader(checkpoint.files())?;
-                let policy = Box::new(Lru::new(bank_plan));
+                let policy = eviction(&options, bank_plan)?;
                 let arena = Box::new(HostArena::new(Arc::clone(&arena_bytes)));
                 let mut bank = Bank::new(bank_plan.clone(), checkpoint.files(), reader, arena, policy)?;
                 bank.set_schedule(Schedule {
@@ -282,6 +282,17 @@ impl Engine {
         sequence.len += tokens.len();
         Ok(())
     }
+}
+
+/// The policy that the options name, with pins where they want some.
+fn eviction(options: &EngineOptions, plan: &BankPlan) -> Result<Box<dyn Policy>, Error> {
+    let named = policy::by_name(&options.policy, plan).ok_or_else(|| Error::Option {
+        option: "--policy",
+        why: format!("{:?} is none of: {}", options.policy, policy::NAMES.join(", ")),
+    })?;
+    let Some(path) = &options.pin else { return Ok(named) };
+    let hot = experts::simulate::hottest(experts::trace::open(path)?, plan)?;
+    Ok(Box::new(policy::pinned::Pinned::new(named, plan, &hot)))
 }
 
 /// Tokenizer and template, checked against the model's vocabulary size.

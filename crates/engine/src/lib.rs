@@ -26,7 +26,7 @@ pub use generate::{Event, Finish, GenerateOptions, Generation, Phase, PromptProg
 pub use models::ModelInfo;
 pub use options::{AttentionMode, CacheType, EngineOptions, Prefetch, Promote, ReaderChoice, Routing};
 pub use packed::{known_packers, packers, why_unpacked};
-pub use plan::{MemoryPlan, PlanRow};
+pub use plan::{MemoryPlan, PlanRow, expert_geometry};
 pub use sequence::Sequence;
 pub use vocabulary::vocabulary;
 

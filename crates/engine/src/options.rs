@@ -136,6 +136,10 @@ pub struct EngineOptions {
     pub latent_eps: f32,
     /// Diagnostic: leave the routed experts out.
     pub shared_only: bool,
+    /// Who loses a slot that is needed: a name of [`experts::policy::NAMES`].
+    pub policy: String,
+    /// Trace whose hottest experts are never evicted.
+    pub pin: Option<PathBuf>,
     /// Routing trace to write.
     pub trace: Option<PathBuf>,
     /// How expert bytes are read.
@@ -180,6 +184,8 @@ impl Default for EngineOptions {
             attention: AttentionMode::default(),
             latent_eps: 1e-6,
             shared_only: false,
+            policy: experts::policy::NAMES[0].to_owned(),
+            pin: None,
             trace: None,
             reader: ReaderChoice::Auto,
             io_threads: 8,
@@ -190,7 +196,7 @@ impl Default for EngineOptions {
 
 impl EngineOptions {
     /// Experts that may be read ahead of demand at a time.
-    pub(crate) fn spares(&self) -> u32 {
+    pub fn spares(&self) -> u32 {
         if self.prefetch == Prefetch::Off { 0 } else { self.prefetch_experts }
     }
 

@@ -64,6 +64,18 @@ impl MemoryPlan {
     }
 }
 
+/// What banks of any size are planned from: the model, and the experts that its decoder runs. Reads headers only.
+pub fn expert_geometry(
+    checkpoint: &Checkpoint,
+    options: &EngineOptions,
+) -> Result<(ModelInfo, Vec<LayerExperts>), Error> {
+    check_options(options)?;
+    let model = (models::find(checkpoint)?.load)(&mut Loader::dry(checkpoint, options))?;
+    let info = model.info().clone();
+    let layers = expert_layers(checkpoint, &info)?;
+    Ok((info, layers))
+}
+
 /// The bank, with room for packed experts where they are wanted and pay.
 fn bank_plan(
     options: &EngineOptions,

@@ -2,7 +2,7 @@
 //! equal those of the same weights with every expert resident, at the same micro-batch, bit for bit.
 //!
 //! By default a set of cases that covers every pair of settings; `SLOTBANK_MATRIX=full` runs the whole product of
-//! banks, micro-batches, readers, layouts and formats (7,800 cases, threads going round).
+//! banks, micro-batches, readers, layouts and formats (7,800 cases, threads and policies going round).
 
 mod common;
 
@@ -22,6 +22,7 @@ const EXPERTS: u32 = 12;
 const TOP_K: u32 = 3;
 const UBATCHES: [u32; 4] = [1, 2, 7, 32];
 const THREADS: [u32; 3] = [1, 2, 3];
+const POLICIES: &[&str] = experts::policy::NAMES;
 
 /// Bank sizes: every number of slots per layer from top-k to all, then byte budgets at and above the floor, then auto.
 #[derive(Clone, Copy, Debug)]
@@ -105,15 +106,15 @@ fn runnable_mixtures() -> Vec<Types> {
 }
 
 /// One point of the product: an index into each list.
-type Case = [usize; 6];
+type Case = [usize; 7];
 
 fn lengths(mixtures: usize) -> Case {
-    [sizes().len(), UBATCHES.len(), SOURCES.len(), FORMS.len(), mixtures, THREADS.len()]
+    [sizes().len(), UBATCHES.len(), SOURCES.len(), FORMS.len(), mixtures, THREADS.len(), POLICIES.len()]
 }
 
-/// Every combination of the first five axes; the number of threads goes round.
+/// Every combination of the first five axes; threads and policies go round.
 fn product(lengths: Case) -> Vec<Case> {
-    let mut cases = vec![[0; 6]];
+    let mut cases = vec![[0; 7]];
     for (axis, &n) in lengths[..5].iter().enumerate() {
         cases = cases
             .iter()
@@ -127,7 +128,9 @@ fn product(lengths: Case) -> Vec<Case> {
             .collect();
     }
     for (i, case) in cases.iter_mut().enumerate() {
-        case[5] = (mix64(i as u64) % lengths[5] as u64) as usize;
+        for axis in [5, 6] {
+            case[axis] = (mix64((i * 7 + axis) as u64) % lengths[axis] as u64) as usize;
+        }
     }
     cases
 }
@@ -135,15 +138,15 @@ fn product(lengths: Case) -> Vec<Case> {
 /// Cases in which every pair of settings of different axes occurs at least once: greedily, the best of some random ones.
 fn pairwise(lengths: Case) -> Vec<Case> {
     let mut missing = std::collections::BTreeSet::new();
-    for a in 0..6 {
-        for b in a + 1..6 {
+    for a in 0..7 {
+        for b in a + 1..7 {
             for i in 0..lengths[a] {
                 missing.extend((0..lengths[b]).map(|j| (a, i, b, j)));
             }
         }
     }
     let pairs = |case: &Case| -> Vec<(usize, usize, usize, usize)> {
-        (0..6).flat_map(|a| (a + 1..6).map(move |b| (a, b))).map(|(a, b)| (a, case[a], b, case[b])).collect()
+        (0..7).flat_map(|a| (a + 1..7).map(move |b| (a, b))).map(|(a, b)| (a, case[a], b, case[b])).collect()
     };
     let (mut cases, mut counter) = (Vec::new(), 0u64);
     while let Some(&(a, i, b, j)) = missing.first() {
@@ -254,7 +257,7 @@ impl Ground {
     }
 
     fn check(&mut self, case: Case) {
-        let [size, ubatch, source, form, mixture, threads] = case;
+        let [size, ubatch, source, form, mixture, threads, policy] = case;
         let (tokens, chunks) = prompt();
         let options = EngineOptions { ubatch: UBATCHES[ubatch], threads: Some(THREADS[threads]), ..exact() };
         if !self.resident.contains_key(&(mixture, ubatch)) {
@@ -273,8 +276,13 @@ impl Ground {
         }
         let size = sizes()[size];
         let what = format!(
-            "{size:?}, ubatch {}, {:?}, {:?}, {:?}, {} threads",
-            UBATCHES[ubatch], SOURCES[source], FORMS[form], self.toys[mixture].types, THREADS[threads]
+            "{size:?}, ubatch {}, {:?}, {:?}, {:?}, {} threads, {}",
+            UBATCHES[ubatch],
+            SOURCES[source],
+            FORMS[form],
+            self.toys[mixture].types,
+            THREADS[threads],
+            POLICIES[policy]
         );
         let checkpoint = self.model(mixture, form).open();
         // Where a slot is large enough for it, hot experts are packed, by which they must stay what they are.
@@ -284,7 +292,8 @@ impl Ground {
             Size::Slots(_) if packs => Promote::Always,
             _ => Promote::Never,
         };
-        let options = EngineOptions { bank: bank(size, &checkpoint, &options), promote, ..options };
+        let (bank, policy) = (bank(size, &checkpoint, &options), POLICIES[policy].to_owned());
+        let options = EngineOptions { bank, policy, promote, ..options };
         let seed = mix64(case.iter().fold(1, |seed, i| seed * 31 + *i as u64));
         let mut engine = load(&checkpoint, options, SOURCES[source], seed);
         let logits = run(&mut engine, &tokens, &chunks);

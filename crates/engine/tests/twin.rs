@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::sync::atomic::AtomicBool;
 
 use common::{assert_same_bits, exact, run};
-use experts::{Lru, replay};
+use experts::{policy, replay};
 use files::Checkpoint;
 use slotbank_engine::{BankSize, Engine, EngineOptions, GenerateOptions, SamplingOptions};
 use toy::{Convention, Layout, twin};
@@ -89,10 +89,11 @@ fn a_replayed_trace_counts_what_the_run_counted() {
         .bank
         .expect("a bank")
         .floor_bytes();
-    for bank in
-        [BankSize::SlotsPerLayer(2), BankSize::SlotsPerLayer(5), BankSize::Bytes(floor * 2), BankSize::All]
-    {
-        let mut engine = load(&package.root, EngineOptions { trace: Some(trace.clone()), ..options(bank) });
+    let banks =
+        [BankSize::SlotsPerLayer(2), BankSize::SlotsPerLayer(5), BankSize::Bytes(floor * 2), BankSize::All];
+    for (bank, name) in banks.into_iter().zip(policy::NAMES.iter().cycle().skip(1)) {
+        let named = EngineOptions { policy: (*name).to_owned(), ..options(bank) };
+        let mut engine = load(&package.root, EngineOptions { trace: Some(trace.clone()), ..named });
         run(&mut engine, &tokens, &[20, 1]);
         engine.finish_trace().expect("every line is written");
         let text = std::fs::read_to_string(&trace).expect("the trace");
@@ -100,8 +101,8 @@ fn a_replayed_trace_counts_what_the_run_counted() {
         assert_eq!(text.lines().count(), 12 * 75);
         let plan = engine.memory_plan().bank.clone().expect("a bank");
         let records = experts::trace::open(&trace).expect("the trace");
-        let counted =
-            replay(records, &plan, Box::new(Lru::new(&plan)), bank == BankSize::All).expect("replays");
+        let policy = policy::by_name(name, &plan).expect("a policy of that name");
+        let counted = replay(records, &plan, policy, bank == BankSize::All).expect("replays");
         let live = engine.bank_stats().expect("a bank");
         for (ours, theirs) in counted.layers.iter().zip(&live.layers) {
             assert_eq!(ours.layer, theirs.layer);

@@ -100,6 +100,20 @@ pub enum Error {
         /// What is wrong with it.
         why: String,
     },
+    /// A trace that is to be read could not be opened.
+    #[error("cannot open the trace {path}: {source}", path = path.display())]
+    TraceOpen {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A trace whose calls are those of another model.
+    #[error("the trace is of another model: {why}")]
+    TraceForeign {
+        /// In what it differs.
+        why: String,
+    },
 }
 
 impl Error {
@@ -107,10 +121,13 @@ impl Error {
     pub fn class(&self) -> Class {
         match self {
             Error::DoesNotFit { .. } => Class::DoesNotFit,
-            Error::Geometry { .. } | Error::TraceLine { .. } => Class::BadFile,
+            Error::Geometry { .. } | Error::TraceLine { .. } | Error::TraceForeign { .. } => Class::BadFile,
+            Error::TraceOpen { source, .. } if source.kind() == std::io::ErrorKind::NotFound => Class::Usage,
             Error::Usage(_) | Error::DirectRefused { .. } => Class::Usage,
             Error::NoSuchLayer { .. } | Error::NoSuchExpert { .. } | Error::Arena(_) => Class::Internal,
-            Error::Open { .. } | Error::Read { .. } | Error::TraceIo(_) => Class::Io,
+            Error::Open { .. } | Error::Read { .. } | Error::TraceIo(_) | Error::TraceOpen { .. } => {
+                Class::Io
+            }
         }
     }
 
@@ -125,7 +142,9 @@ impl Error {
                 Some("the file is shorter than its headers say: it was changed or cut while in use".into())
             }
             Error::Read { .. } => Some("check the drive and its cable or mount, then try again".into()),
-            Error::TraceLine { .. } => Some("record the trace again with this model".into()),
+            Error::TraceLine { .. } | Error::TraceForeign { .. } => {
+                Some("record the trace again with this model".into())
+            }
             _ => None,
         }
     }

@@ -5,7 +5,8 @@
 //! * [`bank`]: who is in which slot, leases, and the two-phase resolution of one layer's request.
 //! * [`read`]: bytes from files into slots, with faults on demand for tests.
 //! * [`prefetch`]: whether reading ahead of demand pays.
-//! * [`policy`], [`trace`], [`mod@replay`], [`stats`]: who leaves, what happened, what would have happened.
+//! * [`policy`], [`trace`], [`mod@replay`], [`simulate`], [`stats`]: who leaves, what happened, what would have
+//!   happened.
 //!
 //! No maths lives here and no model: the bank sees layers, expert ids and byte ranges. A miss changes bytes
 //! in a slot, never the shape of the computation and never the answer.
@@ -18,6 +19,7 @@ pub mod policy;
 pub mod prefetch;
 pub mod read;
 pub mod replay;
+pub mod simulate;
 pub mod stats;
 pub mod trace;
 

@@ -19,6 +19,20 @@ pub fn replay(
     policy: Box<dyn Policy>,
     preloaded: bool,
 ) -> Result<Stats> {
+    replay_watched(trace, plan, policy, preloaded, &mut |_, _| ())
+}
+
+/// Sees a record, with the question which experts of its layer are resident.
+pub(crate) type Watch<'a> = dyn FnMut(&TraceRecord, &dyn Fn(u32) -> bool) + 'a;
+
+/// The same; `watch` sees every record before it is resolved.
+pub(crate) fn replay_watched(
+    trace: impl IntoIterator<Item = Result<TraceRecord>>,
+    plan: &BankPlan,
+    policy: Box<dyn Policy>,
+    preloaded: bool,
+    watch: &mut Watch<'_>,
+) -> Result<Stats> {
     let mut table = Table::new(plan.clone(), policy);
     if preloaded {
         for layer in 0..plan.layers().len() {
@@ -31,6 +45,7 @@ pub fn replay(
         let record = record?;
         let foreign = |error: Error| Error::TraceLine { line, why: error.to_string() };
         let layer = table.layer_index(record.layer).map_err(foreign)?;
+        watch(&record, &|expert| table.slot_of(layer, expert).is_some());
         table.resolve(layer, &record.experts).map_err(foreign)?;
         table.count_request(record.experts.len());
         table.settle();

@@ -7,6 +7,9 @@
 //! in the same shape, numbered per layer. When a call needs more experts than it gets slots, a slot number
 //! serves several experts one after the other.
 //!
+//! Behind these keys a line may have `"predicted":[…]`: the experts that a look-ahead named for this call one
+//! routed layer earlier, likeliest first. Readers pass over keys that they do not know.
+//!
 //! Lines are buffered; [`Trace::finish`] writes them out. Writing a line allocates nothing.
 
 use std::fs::File;
@@ -108,6 +111,9 @@ pub struct TraceRecord {
     /// Slots given, numbered per layer; may be missing in hand-made traces.
     #[serde(default)]
     pub slots: Vec<u32>,
+    /// Experts that a look-ahead expected in this call before its router had spoken; empty where there was none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub predicted: Vec<u32>,
 }
 
 /// The records of a trace, in order. Empty lines and lines that begin with `#` are skipped.
@@ -121,7 +127,7 @@ pub fn read(input: impl BufRead) -> impl Iterator<Item = Result<TraceRecord>> {
 
 /// The records of a trace file.
 pub fn open(path: &Path) -> Result<impl Iterator<Item = Result<TraceRecord>> + use<>> {
-    let file = File::open(path).map_err(|source| Error::Open { path: path.into(), source })?;
+    let file = File::open(path).map_err(|source| Error::TraceOpen { path: path.into(), source })?;
     Ok(read(BufReader::new(file)))
 }
 
@@ -184,5 +190,13 @@ mod tests {
         assert!(matches!(&records[1], Err(Error::TraceLine { line: 4, .. })), "{:?}", records[1]);
         let wrong = "{\"layer\":1,\"n_expert_used\":2,\"n_tokens\":2,\"experts\":[4]}";
         assert!(read(wrong.as_bytes()).next().unwrap().is_err());
+    }
+
+    #[test]
+    fn predictions_are_read_where_there_are_any() {
+        let line = r#"{"seq":7,"layer":1,"n_expert_used":2,"n_tokens":1,"experts":[4,9],"slots":[0,1],"predicted":[9,3,4]}"#;
+        let record = read(line.as_bytes()).next().unwrap().unwrap();
+        assert_eq!(record.predicted, [9, 3, 4]);
+        assert_eq!(serde_json::to_string(&record).unwrap(), line);
     }
 }

@@ -8,8 +8,9 @@ mod support;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use slotbank_experts::policy::{NAMES, by_name};
 use slotbank_experts::read::pread::{Options, PreadReader};
-use slotbank_experts::{Bank, BankSize, Lru, Trace};
+use slotbank_experts::{Bank, BankSize, Trace};
 use support::{Placement, TestArena, Toy, rough};
 
 struct Counting;
@@ -63,9 +64,11 @@ fn serving_requests_allocates_nothing() {
     paths.iter().zip(&toy.files).for_each(|(path, content)| std::fs::write(path, content).unwrap());
     let slot = toy.plan(BankSize::All, 4).unwrap().classes()[0].slot_bytes;
     for size in [BankSize::SlotsPerLayer(4), BankSize::Bytes(20 * slot)] {
-        for simulated in [true, false] {
+        for (simulated, name) in
+            [true, false].into_iter().flat_map(|s| NAMES.iter().map(move |name| (s, name)))
+        {
             let plan = toy.plan(size, 4).unwrap();
-            let policy = Box::new(Lru::new(&plan));
+            let policy = by_name(name, &plan).unwrap();
             let reader: Box<dyn slotbank_experts::Reader> = match simulated {
                 true => toy.sim(rough(1)),
                 false => Box::new(PreadReader::open(&paths, &Options::default()).unwrap()),
@@ -76,7 +79,7 @@ fn serving_requests_allocates_nothing() {
             let before = ALLOCATIONS.load(Ordering::Relaxed);
             tokens(&mut bank, 100);
             let after = ALLOCATIONS.load(Ordering::Relaxed);
-            assert_eq!(after - before, 0, "{size}, simulated: {simulated}");
+            assert_eq!(after - before, 0, "{size}, {name}, simulated: {simulated}");
             assert!(bank.stats().total().evictions > 100);
         }
     }

@@ -66,6 +66,13 @@ pub(crate) struct BankArgs {
     /// How expert bytes are read: past the page cache, through it, or whichever works
     #[arg(long, value_enum, value_name = "HOW", default_value_t = ReaderArg::Auto)]
     reader: ReaderArg,
+    /// Who loses a slot that is needed: the expert used least often, older uses counting less and less (lfu), the
+    /// least recently used one (lru), or the one whose uses, fading with time, add up to least (lrfu)
+    #[arg(long, value_name = "NAME", default_value_t = EngineOptions::default().policy, value_parser = policies())]
+    policy: String,
+    /// Never evict the experts that this trace used most, while others can give way
+    #[arg(long, value_name = "TRACE")]
+    pin: Option<PathBuf>,
     /// Write one JSON line per routed layer call: which experts, which slots
     #[arg(long, value_name = "FILE", alias = "moe-trace")]
     trace: Option<PathBuf>,
@@ -150,6 +157,8 @@ impl BankArgs {
             },
             latent_eps: self.latent_eps,
             shared_only: self.shared_only,
+            policy: self.policy.clone(),
+            pin: self.pin.clone(),
             trace: self.trace.clone(),
             reader: match self.reader {
                 ReaderArg::Auto => ReaderChoice::Auto,
@@ -172,6 +181,11 @@ impl BankArgs {
     }
 }
 
+/// The names that `--policy` takes.
+pub(crate) fn policies() -> clap::builder::PossibleValuesParser {
+    clap::builder::PossibleValuesParser::new(experts::policy::NAMES.iter().copied())
+}
+
 fn positive() -> clap::builder::RangedI64ValueParser<u32> {
     clap::value_parser!(u32).range(1..)
 }
@@ -184,6 +198,6 @@ fn parse_epsilon(text: &str) -> Result<f32, String> {
     }
 }
 
-fn parse_bank(text: &str) -> Result<BankSize, String> {
+pub(crate) fn parse_bank(text: &str) -> Result<BankSize, String> {
     text.parse::<BankSize>().map_err(|error| error.to_string())
 }

@@ -7,6 +7,6 @@ mod flash_moe;
 mod model;
 mod sampling;
 
-pub(crate) use bank::BankArgs;
+pub(crate) use bank::{BankArgs, parse_bank, policies};
 pub(crate) use model::{ModelArgs, ModelPath};
 pub(crate) use sampling::SamplingArgs;

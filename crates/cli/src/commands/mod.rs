@@ -8,6 +8,7 @@ pub(crate) mod inspect;
 pub(crate) mod logits;
 pub(crate) mod plan;
 pub(crate) mod run;
+pub(crate) mod trace;
 pub(crate) mod verify;
 
 use clap::{Parser, Subcommand};
@@ -38,4 +39,5 @@ pub(crate) enum Command {
     Logits(logits::Args),
     Eval(eval::Args),
     Bench(bench::Args),
+    Trace(trace::Args),
 }

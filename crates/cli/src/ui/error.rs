@@ -163,6 +163,10 @@ impl From<experts::Error> for Failure {
                 };
                 new(what).place(path.display().to_string()).why(source.to_string())
             }
+            E::TraceOpen { path, source } => {
+                new("cannot read the trace").place(path.display().to_string()).why(source.to_string())
+            }
+            E::TraceForeign { why } => new("the trace is of another model").why(why),
             other => new(&other.to_string()),
         };
         let hint = match (&error, error.hint()) {

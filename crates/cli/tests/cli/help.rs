@@ -24,6 +24,10 @@ help_of! {
     bench: "bench --help",
     bench_speed: "bench speed --help",
     bench_kernels: "bench kernels --help",
+    trace: "trace --help",
+    trace_record: "trace record --help",
+    trace_replay: "trace replay --help",
+    trace_simulate: "trace simulate --help",
 }
 
 #[test]

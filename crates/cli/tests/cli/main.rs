@@ -14,3 +14,4 @@ mod packed;
 mod run;
 mod sidecar;
 mod support;
+mod trace;

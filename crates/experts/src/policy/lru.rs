@@ -22,7 +22,7 @@ struct List {
     newest: u32,
 }
 
-/// The default policy.
+/// Exact LRU.
 #[derive(Debug)]
 pub struct Lru {
     lists: Vec<List>,

@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::sync::{Arc, Mutex};
 
+use slotbank_experts::policy::{NAMES, by_name};
 use slotbank_experts::read::sim::{self, Fault, FaultAt};
 use slotbank_experts::{Bank, BankSize, Counters, Error, Lru, Trace, replay, trace};
 
@@ -283,8 +284,8 @@ fn the_trace_numbers_slots_by_layer_from_the_lowest_free() {
 }
 
 /// A run of skewed random requests on a rough drive, its trace, and its counters.
-fn traced(toy: &Toy, size: BankSize, seed: u64) -> (String, Counters) {
-    let mut bank = toy.rough(size, 2, seed);
+fn traced(toy: &Toy, size: BankSize, policy: &str, seed: u64) -> (String, Counters) {
+    let mut bank = toy.bank_with(toy.plan(size, 2).unwrap(), toy.sim(rough(seed)), policy);
     let preload = bank.plan().is_resident();
     if preload {
         bank.preload().unwrap();
@@ -318,12 +319,12 @@ fn replaying_a_trace_counts_what_the_run_counted() {
     for size in
         [BankSize::SlotsPerLayer(2), BankSize::SlotsPerLayer(5), BankSize::Bytes(20 * slot), BankSize::All]
     {
-        for seed in 0..3 {
-            let (text, live) = traced(&toy, size, seed);
+        for (seed, name) in (0..3).flat_map(|seed| NAMES.iter().map(move |name| (seed, name))) {
+            let (text, live) = traced(&toy, size, name, seed);
             let plan = toy.plan(size, 2).unwrap();
-            let policy = Box::new(Lru::new(&plan));
+            let policy = by_name(name, &plan).unwrap();
             let replayed = replay(trace::read(text.as_bytes()), &plan, policy, plan.is_resident()).unwrap();
-            assert_eq!(replayed.total(), live, "{size}");
+            assert_eq!(replayed.total(), live, "{size}, {name}");
             assert_eq!(live.unique, live.hits + live.misses);
             assert_eq!(live.misses == 0, plan.is_resident());
         }

@@ -8,9 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use files::{ExpertTensor, Family, FileIndex, GgmlType};
+use slotbank_experts::policy::by_name;
 use slotbank_experts::read::sim::{self, SimReader};
 use slotbank_experts::{
-    Arena, Bank, BankPlan, BankSize, Destination, LayerExperts, Lru, Reader, Result, SizeClass, SlotId,
+    Arena, Bank, BankPlan, BankSize, Destination, LayerExperts, Reader, Result, SizeClass, SlotId,
 };
 
 pub(crate) const FAMILIES: [Family; 3] = [Family::Gate, Family::Up, Family::Down];
@@ -165,7 +166,11 @@ impl Toy {
     }
 
     pub(crate) fn bank(&self, plan: BankPlan, reader: Box<dyn Reader>) -> Bank {
-        let policy = Box::new(Lru::new(&plan));
+        self.bank_with(plan, reader, "lru")
+    }
+
+    pub(crate) fn bank_with(&self, plan: BankPlan, reader: Box<dyn Reader>, policy: &str) -> Bank {
+        let policy = by_name(policy, &plan).unwrap();
         Bank::new(plan, &self.names(), reader, Box::new(TestArena::default()), policy).unwrap()
     }
 

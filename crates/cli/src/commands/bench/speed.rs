@@ -216,7 +216,7 @@ fn tests(args: &Args) -> Result<Vec<(Kind, usize)>, Failure> {
     Ok(tests)
 }
 
-fn read_tokens(path: &Path) -> Result<Vec<u32>, Failure> {
+pub(crate) fn read_tokens(path: &Path) -> Result<Vec<u32>, Failure> {
     let text =
         std::fs::read_to_string(path).map_err(|e| Failure::file("cannot read the tokens", path, &e))?;
     match parse_tokens(&text) {
