@@ -47,6 +47,9 @@ pub struct Generation {
     pub decode_ns: u64,
     /// Passes timed in `decode_ns`.
     pub decode_passes: usize,
+    /// The bank's counters since load when the prompt was done: what came later is the generated tokens' own.
+    #[serde(skip)]
+    pub at_decode: Option<experts::Counters>,
 }
 
 impl Engine {
@@ -84,6 +87,7 @@ impl Engine {
             prompt_ns: begun.elapsed().as_nanos() as u64,
             decode_ns: 0,
             decode_passes: 0,
+            at_decode: self.bank_stats().map(experts::Stats::total),
         };
         if interrupted {
             return Ok(generation);
