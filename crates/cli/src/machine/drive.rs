@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use experts::read::cache::PageCache;
 use experts::read::pread::{Options, PreadReader};
-use experts::read::probe::{self, Cell, Failed, LATENCY_READ_BYTES, Measured, Probe, Stretch, Windows};
+use experts::read::probe::{
+    self, Cell, Choice, Failed, LATENCY_READ_BYTES, Measured, Probe, Stretch, Windows,
+};
 use experts::{Reader, ReaderChoice};
 use files::{Checkpoint, Class, FileIndex};
 use serde::Serialize;
@@ -224,6 +226,8 @@ pub(crate) struct Drive {
     /// Buffered reads that were left out because the page cache held the places.
     pub(crate) cached_cells: usize,
     pub(crate) cells: Vec<DriveCell>,
+    /// What a quick look at both readers, in turns, prefers; absent when the bytes did not come from the drive.
+    pub(crate) choice: Option<Choice>,
 }
 
 impl Drive {
@@ -240,6 +244,7 @@ impl Drive {
             cached_latency_us: None,
             cached_cells: 0,
             cells: Vec::new(),
+            choice: None,
         }
     }
 
@@ -309,6 +314,10 @@ pub(crate) fn measure(target: &Target, effort: &Effort, quiet: bool) -> Result<D
         }
     }
     drive.conclude();
+    if drive.origin == Origin::Drive {
+        let read_bytes = target.expert_read_bytes;
+        drive.choice = Some(probe::probe_direct_or_buffered(&target.files, &target.stretches, read_bytes)?);
+    }
     Ok(drive)
 }
 

@@ -45,7 +45,8 @@ pub(crate) fn render(outlook: &Outlook) -> String {
         }
         text += &format!("\n\n{}\n{}", Paint::Bold.on("what a change would buy"), table.render("  "));
     }
-    text += "\n\nspeeds are from nothing overlapping to everything; attention over the cache and small operations are not counted";
+    text += "\n\nspeeds are those of a machine that does nothing else, from nothing overlapping to everything;\n\
+             attention over the cache and small operations are not counted";
     if outlook.estimated {
         text +=
             "\nhit rates are estimates, from GLM-5.2 as others measured it: other models and texts differ";

@@ -1,11 +1,12 @@
 //! What to do about what was found, one plain sentence or two each.
 
+use experts::ReaderChoice;
+use experts::read::probe::Choice;
+
 use super::Outcome;
 use crate::machine::drive::Origin;
 use crate::ui::units;
 
-/// Buffered reads this much faster are worth a try.
-const CLEARLY_FASTER: f64 = 1.25;
 /// Below this a drive is what everything waits for, whatever the processor.
 const SLOW_GB_PER_S: f64 = 1.0;
 /// A drive that turns does not reach this with random reads.
@@ -42,13 +43,11 @@ fn drive(outcome: &Outcome, hints: &mut Vec<String>) {
              the bank for memory; ext4 or xfs on a local drive take them"
         ));
     }
-    if let (Some(direct), Some(buffered)) = (drive.best_of("direct"), drive.best_of("buffered"))
-        && drive.origin == Origin::Drive
-        && buffered > direct * CLEARLY_FASTER
-    {
+    let buffered =
+        |choice: &&Choice| choice.reader == ReaderChoice::Buffered && choice.direct_gb_per_s.is_some();
+    if let Some(choice) = drive.choice.as_ref().filter(buffered) {
         hints.push(format!(
-            "buffered reads reached {buffered:.2} GB/s, direct ones {direct:.2}: try `--reader buffered`, with a bank small enough \
-             to leave memory to the page cache"
+            "{choice}; try `--reader buffered`, with a bank small enough to leave memory to the page cache"
         ));
     }
     if filesystem.is_remote() {
@@ -196,6 +195,7 @@ mod tests {
                 cached_latency_us: Some(9.0),
                 cached_cells: 0,
                 cells: vec![cell("direct", 6.0), cell("buffered", 3.0)],
+                choice: None,
             },
             processor: Processor {
                 isa: "avx2",
@@ -244,7 +244,16 @@ mod tests {
             |o| o.drive.direct_refused = Some("invalid argument".into()),
             "direct reads are refused on ext4 (invalid",
         );
-        one(|o| o.drive.cells[1].gb_per_s = 8.0, "--reader buffered");
+        let choice = Choice {
+            reader: ReaderChoice::Buffered,
+            direct_gb_per_s: Some(1.0),
+            buffered_gb_per_s: Some(2.0),
+            why: "buffered is faster here",
+        };
+        one(
+            |o| o.drive.choice = Some(choice),
+            "buffered 2.00 GB/s: buffered is faster here; try `--reader buffered`",
+        );
         one(|o| o.filesystem.kind = Some("nfs4".into()), "local drive");
         one(|o| o.drive.cached_cells = 3, "3 buffered measurements");
         one(|o| o.subject.temporary = true, "just written");

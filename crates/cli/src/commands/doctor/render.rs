@@ -46,6 +46,9 @@ fn drive(outcome: &Outcome) -> String {
             drive.cached_latency_us.map_or_else(String::new, |us| format!("; {us:.0} µs from memory"));
         table.row(["latency".to_owned(), format!("{latency:.0} µs for 4 KiB{memory}")]);
     }
+    if let Some(choice) = &drive.choice {
+        table.row(["in turns".to_owned(), choice.to_string()]);
+    }
     let heading = format!("drive · {}", subject.path.display());
     format!("{}\n{}", Paint::Bold.on(&heading), table.render("  "))
 }
