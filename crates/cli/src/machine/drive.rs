@@ -13,6 +13,7 @@ use experts::{Reader, ReaderChoice};
 use files::{Checkpoint, Class, FileIndex};
 use serde::Serialize;
 
+use crate::machine::system::Filesystem;
 use crate::ui::error::{Failure, Report};
 use crate::ui::progress::Bar;
 use crate::ui::units;
@@ -366,7 +367,9 @@ impl Stand<'_> {
         };
         drive.reader = name;
         drive.cached_latency_us = Some(again.latency_ns as f64 / 1e3);
-        drive.origin = if probe::looks_cached(&cell, &again) { Origin::Memory } else { Origin::Drive };
+        let in_memory = self.target.files.iter().any(|path| Filesystem::of(path).is_memory());
+        let from_memory = in_memory || probe::looks_cached(&cell, &again);
+        drive.origin = if from_memory { Origin::Memory } else { Origin::Drive };
         drive.read_latency_us = (drive.origin == Origin::Drive).then_some(cell.latency_ns as f64 / 1e3);
         Ok(())
     }

@@ -95,6 +95,11 @@ impl Filesystem {
         }
     }
 
+    /// Whether its files lie in memory.
+    pub(crate) fn is_memory(&self) -> bool {
+        matches!(self.kind.as_deref(), Some("tmpfs" | "ramfs"))
+    }
+
     /// Whether the bytes come over a network, as far as its type tells.
     pub(crate) fn is_remote(&self) -> bool {
         const REMOTE: [&str; 9] =
@@ -203,5 +208,10 @@ mod tests {
         assert!(system.open_files.is_some_and(|n| n > 2));
         let here = Filesystem::of(Path::new("."));
         assert!(here.kind.is_some() && here.free_bytes.is_some());
+        if Path::new("/dev/shm").is_dir()
+            && Filesystem::of(Path::new("/dev/shm")).kind.as_deref() == Some("tmpfs")
+        {
+            assert!(Filesystem::of(Path::new("/dev/shm")).is_memory());
+        }
     }
 }

@@ -353,7 +353,7 @@ impl Drop for Flight<'_> {
 /// Whether reads as quick as `first` came from memory: `repeated` is the same size through the page cache, twice in a row. A
 /// drive takes several times as long for its first block.
 pub fn looks_cached(first: &Cell, repeated: &Cell) -> bool {
-    first.latency_low_ns < repeated.latency_low_ns + repeated.latency_low_ns / 2
+    first.latency_low_ns < repeated.latency_low_ns * 2
 }
 
 /// Whether a good part of the file is not stored anywhere (holes, or blocks that the filesystem has compressed), so that reading
