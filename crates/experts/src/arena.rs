@@ -31,8 +31,8 @@ pub struct Destination {
 ///   reference that covers them then. So [`Arena::host_bytes`] must be built from that one slot's memory
 ///   alone, not by slicing a reference to the whole region.
 pub unsafe trait Arena: Send + Sync {
-    /// Allocates every slot of every class; called once. What is allocated is `Σ slots · slot_bytes`, no less
-    /// and no more.
+    /// Allocates every slot of every class, and behind them its spares; called once. What is allocated is
+    /// `Σ (slots + spares) · slot_bytes`, no less and no more.
     fn allocate(&mut self, classes: &[SizeClass]) -> crate::Result<()>;
 
     /// Where the next reads for this slot go. Called when the slot begins to load, so nothing computes on it.
@@ -52,6 +52,12 @@ pub unsafe trait Arena: Send + Sync {
     /// May panic where the memory is not visible to the host; such a backend uses [`crate::Bank::location`]
     /// instead.
     fn host_bytes(&self, slot: SlotId) -> &[u8];
+
+    /// The slot is out of use until its next `destination`: its memory may be given back to the system, if that keeps the promise of
+    /// initialised bytes.
+    fn release(&mut self, slot: SlotId) {
+        let _ = slot;
+    }
 
     /// How many slots may be loading at once. Only staging arenas need to bound it (at least 1).
     fn loading_max(&self) -> usize {

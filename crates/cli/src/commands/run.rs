@@ -5,7 +5,6 @@ use std::process::ExitCode;
 
 use engine::forecast::Forecast;
 use engine::{Engine, Finish, GenerateOptions};
-use experts::Counters;
 use files::Class;
 use text::Specials;
 
@@ -88,8 +87,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     stats.add(&generation, emitted);
     stats.set_experts(session.counters());
     stats.planned = expected.and_then(|expected| {
-        let decoded = session.engine.bank_stats().zip(generation.at_decode.as_ref());
-        let decoded = decoded.map(|(stats, before)| since(&stats.total(), before));
+        let decoded = session.engine.bank_stats().map(|_| generation.decode.experts);
         let (passes, ns) = (generation.decode_passes as u64, generation.decode_ns);
         Compared::new(&expected, decoded.as_ref(), passes, ns)
     });
@@ -117,17 +115,6 @@ fn expected(model: &session::Model, args: &Args) -> Result<Forecast, Failure> {
     let (rates, hits) = (RateArgs::default(), Hits::Estimate);
     let outlook = forecast::outlook(&model.checkpoint, &plan, &options, &rates, &hits, false)?;
     Ok(outlook.forecast)
-}
-
-/// Hits, misses and bytes that were counted after `before`.
-fn since(now: &Counters, before: &Counters) -> Counters {
-    Counters {
-        unique: now.unique - before.unique,
-        hits: now.hits - before.hits,
-        misses: now.misses - before.misses,
-        bytes_read: now.bytes_read - before.bytes_read,
-        ..Counters::default()
-    }
 }
 
 /// From the argument, or all of stdin without its last line end.

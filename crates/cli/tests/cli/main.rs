@@ -6,6 +6,7 @@ mod demo;
 mod doctor;
 mod errors;
 mod eval;
+mod flash_moe;
 mod help;
 mod interrupt;
 mod logits;

@@ -4,7 +4,10 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod ahead;
 mod cases;
 mod model;
 mod plans;
 mod readers;
+mod resize;
+mod wide;
