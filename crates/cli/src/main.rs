@@ -6,8 +6,10 @@ mod args;
 mod commands;
 mod demo;
 mod folders;
+mod forecast;
 mod generation;
 mod interrupt;
+mod machine;
 mod session;
 mod ui;
 
@@ -16,7 +18,7 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Parser;
-use commands::{Cli, Command, bench, chat, eval, extract, inspect, logits, plan, run, trace, verify};
+use commands::{Cli, Command, bench, chat, doctor, eval, extract, inspect, logits, plan, run, trace, verify};
 use ui::error::{Failure, Report};
 
 fn main() -> ExitCode {
@@ -46,6 +48,7 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::Run(args) => run::run(&args),
         Command::Chat(args) => chat::run(&args),
         Command::Plan(args) => plan::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Extract(args) => extract::run(&args),
         Command::Verify(args) => verify::run(&args),

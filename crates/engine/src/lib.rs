@@ -4,6 +4,8 @@
 //! `backend/`, and never learns that its experts are streamed — only `layers::moe` talks to the bank.
 
 pub mod backend;
+pub mod forecast;
+pub mod memory;
 
 mod dump;
 mod engine;

@@ -32,11 +32,22 @@ impl Ledger {
     }
 }
 
+/// Weights that are resident, and multiplied by in every pass unless they are the embedding.
+#[derive(Debug, Clone)]
+pub(crate) struct Matrix {
+    pub(crate) name: String,
+    /// ggml type id.
+    pub(crate) format: u32,
+    pub(crate) weights: u64,
+    pub(crate) bytes: u64,
+}
+
 /// What a model's `load` function works with.
 pub(crate) struct Loader<'a> {
     pub(crate) checkpoint: &'a Checkpoint,
     pub(crate) options: &'a EngineOptions,
     ledger: Ledger,
+    matrices: Vec<Matrix>,
     backend: Option<&'a mut dyn Backend>,
     open: Option<(u32, File)>,
     /// Bytes of host vectors really read.
@@ -52,6 +63,7 @@ impl<'a> Loader<'a> {
             checkpoint,
             options,
             ledger: Ledger::default(),
+            matrices: Vec::new(),
             backend: None,
             open: None,
             host_bytes: 0,
@@ -69,6 +81,7 @@ impl<'a> Loader<'a> {
             checkpoint,
             options,
             ledger: Ledger::default(),
+            matrices: Vec::new(),
             backend: Some(backend),
             open: None,
             host_bytes: 0,
@@ -78,6 +91,11 @@ impl<'a> Loader<'a> {
 
     pub(crate) fn ledger(&self) -> Ledger {
         self.ledger
+    }
+
+    /// Every weight so far, norms as matrices of one row.
+    pub(crate) fn take_matrices(&mut self) -> Vec<Matrix> {
+        std::mem::take(&mut self.matrices)
     }
 
     pub(crate) fn host_bytes(&self) -> u64 {
@@ -162,6 +180,8 @@ impl<'a> Loader<'a> {
         // `files` derived the extent from the same table; a disagreement would be a bug, not a bad file.
         assert_eq!(bytes, tensor.extent.len, "extent of {name}");
         self.ledger.weights += bytes;
+        let weights = n_in as u64 * n_out as u64 * count as u64;
+        self.matrices.push(Matrix { name: name.to_owned(), format: spec.format, weights, bytes });
         let Some(backend) = self.backend.as_deref_mut() else { return Ok(WeightId(u32::MAX)) };
         let path = &self.checkpoint.files()[tensor.extent.file.0 as usize];
         if self.open.as_ref().is_none_or(|(index, _)| *index != tensor.extent.file.0) {

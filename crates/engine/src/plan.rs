@@ -3,7 +3,8 @@
 use experts::{BankPlan, BankSize, LayerExperts};
 use files::{Checkpoint, ExpertTensor, Family};
 
-use crate::load::Loader;
+use crate::load::{Loader, Matrix};
+use crate::memory::Memory;
 use crate::models::{self, ModelInfo};
 use crate::options::Promote;
 use crate::{EngineOptions, Error, packed};
@@ -34,6 +35,8 @@ pub struct MemoryPlan {
     pub model: ModelInfo,
     /// What a user should know about it, one sentence each.
     pub notes: Vec<String>,
+    #[serde(skip)]
+    pub(crate) matrices: Vec<Matrix>,
 }
 
 /// Kept free for the system when the bank sizes itself: an eighth of what is available, at most 2 GiB.
@@ -45,13 +48,22 @@ impl MemoryPlan {
         let mut loader = Loader::dry(checkpoint, options);
         let model = (models::find(checkpoint)?.load)(&mut loader)?;
         let (info, ledger) = (model.info().clone(), loader.ledger());
-        let available_bytes = options.memory_bytes.unwrap_or_else(available_memory_bytes);
+        let available_bytes = options.memory_bytes.unwrap_or_else(|| Memory::now().available_bytes);
         let mut notes = Vec::new();
         let bank = if options.shared_only {
             None
         } else {
             let layers = expert_layers(checkpoint, &info)?;
-            let bank = bank_plan(options, available_bytes, ledger.total(), info.top_k, &layers)?;
+            let bank = match bank_plan(options, available_bytes, ledger.total(), info.top_k, &layers) {
+                // Nobody asked for that size: what is too small is the memory, not the bank.
+                Err(Error::Experts(experts::Error::DoesNotFit { needed, .. }))
+                    if options.bank == BankSize::Auto =>
+                {
+                    let rows = rows(&info, options, &ledger, None);
+                    smallest_bank(needed, &rows, available_bytes, info.top_k, &layers)?
+                }
+                planned => planned?,
+            };
             notes = packed::notes(&layers, &bank, kernels::Isa::current());
             Some(bank.with_spares(options.spares()))
         };
@@ -60,7 +72,15 @@ impl MemoryPlan {
         if total_bytes > available_bytes {
             return Err(does_not_fit(&rows, bank.as_ref(), available_bytes));
         }
-        Ok(Self { rows, total_bytes, available_bytes, bank, model: info, notes })
+        Ok(Self {
+            rows,
+            total_bytes,
+            available_bytes,
+            bank,
+            model: info,
+            notes,
+            matrices: loader.take_matrices(),
+        })
     }
 }
 
@@ -74,6 +94,22 @@ pub fn expert_geometry(
     let info = model.info().clone();
     let layers = expert_layers(checkpoint, &info)?;
     Ok((info, layers))
+}
+
+/// One token's working set, where that fits at least without what is kept free for the system; else what it would take.
+fn smallest_bank(
+    floor_bytes: u64,
+    rows: &[PlanRow],
+    available_bytes: u64,
+    top_k: u32,
+    layers: &[LayerExperts],
+) -> Result<BankPlan, Error> {
+    let needed_bytes = rows.iter().map(|row| row.bytes).sum::<u64>() + floor_bytes;
+    if needed_bytes <= available_bytes {
+        return Ok(BankPlan::new(BankSize::Bytes(floor_bytes), 0, top_k, layers)?);
+    }
+    let parts = rows.iter().map(|row| (row.name, row.bytes)).chain([("smallest expert bank", floor_bytes)]);
+    Err(Error::DoesNotFit { needed_bytes, available_bytes, parts: parts.collect(), largest_bank_bytes: None })
 }
 
 /// The bank, with room for packed experts where they are wanted and pay.
@@ -213,18 +249,4 @@ fn check_options(options: &EngineOptions) -> Result<(), Error> {
         });
     }
     Ok(())
-}
-
-/// Memory this process may still use: what the system calls available, bounded by its control group.
-pub(crate) fn available_memory_bytes() -> u64 {
-    let mut system = sysinfo::System::new();
-    system.refresh_memory();
-    let available = system.available_memory();
-    match system.cgroup_limits() {
-        // Not what the group calls free: that counts the page cache as used, and a file just copied would seem to leave no room.
-        Some(limits) if limits.total_memory > 0 => {
-            available.min(limits.total_memory.saturating_sub(limits.rss))
-        }
-        _ => available,
-    }
 }

@@ -390,6 +390,11 @@ impl BankPlan {
         Some((self.layers[index].slots_min, self.layers[index].slots_max))
     }
 
+    /// Bytes of the longest read that a miss takes.
+    pub fn read_bytes_max(&self) -> u64 {
+        self.layers.iter().flat_map(|layer| &layer.parts).map(|part| part.len).max().unwrap_or(0)
+    }
+
     /// Reads that one expert takes at most.
     pub(crate) fn parts_max(&self) -> usize {
         self.layers.iter().map(|layer| layer.parts.len()).max().unwrap_or(0)

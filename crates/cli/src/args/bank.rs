@@ -13,6 +13,9 @@ pub(crate) struct BankArgs {
     /// Resident experts: a size over all layers (8GiB, 512MiB), slots per layer (64), `auto` or `all`
     #[arg(long, value_name = "SIZE|N|auto|all", default_value = "auto", value_parser = parse_bank, alias = "moe-slot-bank")]
     pub(crate) bank: BankSize,
+    /// Memory that may be used in all (24GiB) [default: what the system and the control group leave]
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    ram: Option<u64>,
     /// Prompt tokens that pass through a layer together: its experts are read once for all of them
     #[arg(short, long, value_name = "N", default_value_t = EngineOptions::default().batch, value_parser = positive(), alias = "batch-size")]
     batch: u32,
@@ -160,6 +163,7 @@ impl BankArgs {
             policy: self.policy.clone(),
             pin: self.pin.clone(),
             trace: self.trace.clone(),
+            memory_bytes: self.ram,
             reader: match self.reader {
                 ReaderArg::Auto => ReaderChoice::Auto,
                 ReaderArg::Direct => ReaderChoice::Direct,
@@ -195,6 +199,13 @@ fn parse_epsilon(text: &str) -> Result<f32, String> {
         Ok(eps) if eps > 0.0 && eps < 0.1 => Ok(eps),
         Ok(_) => Err("expected a small positive number such as 1e-6".into()),
         Err(e) => Err(e.to_string()),
+    }
+}
+
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    match text.parse::<BankSize>() {
+        Ok(BankSize::Bytes(bytes)) if bytes > 0 => Ok(bytes),
+        _ => Err("expected a size with a unit, such as 24GiB or 500MB".into()),
     }
 }
 

@@ -2,6 +2,7 @@
 
 pub(crate) mod bench;
 pub(crate) mod chat;
+pub(crate) mod doctor;
 pub(crate) mod eval;
 pub(crate) mod extract;
 pub(crate) mod inspect;
@@ -33,6 +34,7 @@ pub(crate) enum Command {
     Run(run::Args),
     Chat(chat::Args),
     Plan(plan::Args),
+    Doctor(doctor::Args),
     Inspect(inspect::Args),
     Extract(extract::Args),
     Verify(verify::Args),

@@ -3,14 +3,17 @@
 use std::io::{IsTerminal, Read, Write};
 use std::process::ExitCode;
 
-use engine::{Finish, GenerateOptions};
+use engine::forecast::Forecast;
+use engine::{Engine, Finish, GenerateOptions};
 use files::Class;
 use text::Specials;
 
 use crate::args::{BankArgs, ModelArgs, SamplingArgs};
+use crate::forecast::{self, Hits, RateArgs};
 use crate::generation::{Printer, describe, generate, tokenizer};
 use crate::session;
 use crate::ui::error::{Failure, Report};
+use crate::ui::forecast::Compared;
 use crate::ui::stats::{RunStats, finish_note};
 use crate::ui::{self, Paint};
 
@@ -37,6 +40,10 @@ pub(crate) struct Args {
     /// Neither the memory plan nor the figures
     #[arg(short, long, help_heading = "Output")]
     quiet: bool,
+    /// Compare the figures with what the plan lets one expect; that measures drive, memory and kernels first,
+    /// for about a second
+    #[arg(long, help_heading = "Output", conflicts_with_all = ["no_stats", "quiet"])]
+    stats: bool,
     /// No figures at the end
     #[arg(long, help_heading = "Output")]
     no_stats: bool,
@@ -56,6 +63,7 @@ struct Output<'a> {
 pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let prompt = prompt(args)?;
     let model = session::open(args.model.path(), args.model.sidecar.as_deref())?;
+    let expected = if args.stats { Some(expected(&model, args)?) } else { None };
     let mut session = session::load(&model, &args.bank, args.quiet)?;
     let tokenizer = tokenizer(&session)?;
     let tokens = tokenizer.encode(&prompt, Specials::Parse)?;
@@ -78,6 +86,11 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let (text, emitted) = printed?;
     stats.add(&generation, emitted);
     stats.set_experts(session.counters());
+    stats.planned = expected.and_then(|expected| {
+        let decoded = session.engine.bank_stats().map(|_| generation.decode.experts);
+        let (passes, ns) = (generation.decode_passes as u64, generation.decode_ns);
+        Compared::new(&expected, decoded.as_ref(), passes, ns)
+    });
     if args.json {
         let (tokens, finish) = (&generation.tokens[..], generation.finish);
         let (model, prompt, seed) = (&model.name[..], &prompt[..], args.sampling.seed);
@@ -93,6 +106,15 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
         Finish::Interrupted => ExitCode::from(Class::Interrupted.exit_code()),
         _ => ExitCode::SUCCESS,
     })
+}
+
+/// What the plan lets one expect of a token, by rates measured now.
+fn expected(model: &session::Model, args: &Args) -> Result<Forecast, Failure> {
+    let options = args.bank.options();
+    let plan = Engine::plan(&model.checkpoint, &options)?;
+    let (rates, hits) = (RateArgs::default(), Hits::Estimate);
+    let outlook = forecast::outlook(&model.checkpoint, &plan, &options, &rates, &hits, false)?;
+    Ok(outlook.forecast)
 }
 
 /// From the argument, or all of stdin without its last line end.

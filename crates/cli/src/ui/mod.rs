@@ -1,6 +1,7 @@
 //! Everything that is drawn for a person: on stderr, apart from what a command was asked to print.
 
 pub(crate) mod error;
+pub(crate) mod forecast;
 pub(crate) mod plan;
 pub(crate) mod progress;
 pub(crate) mod stats;

@@ -4,6 +4,7 @@ use engine::{Finish, Generation, Phase};
 use experts::Counters;
 use serde::Serialize;
 
+use super::forecast::Compared;
 use super::table::{Align, Table};
 use super::{Paint, units};
 
@@ -23,6 +24,9 @@ pub(crate) struct RunStats {
     /// Absent when the routed experts are left out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) experts: Option<ExpertStats>,
+    /// What was expected of a token, and what came of it; only when asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) planned: Option<Compared>,
     pub(crate) reader: String,
     pub(crate) backend: String,
 }
@@ -102,7 +106,8 @@ impl RunStats {
             table.row(["reader", &self.reader]);
         }
         table.row(["backend", &self.backend]);
-        Paint::Dim.on(&table.render("  "))
+        let planned = self.planned.as_ref().map_or_else(String::new, |c| format!("\n{}", c.render()));
+        Paint::Dim.on(&format!("{}{planned}", table.render("  ")))
     }
 }
 

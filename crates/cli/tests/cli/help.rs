@@ -16,6 +16,7 @@ help_of! {
     run: "run --help",
     chat: "chat --help",
     plan: "plan --help",
+    doctor: "doctor --help",
     inspect: "inspect --help",
     extract: "extract --help",
     verify: "verify --help",

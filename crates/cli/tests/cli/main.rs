@@ -3,6 +3,7 @@
 mod bench;
 mod chat;
 mod demo;
+mod doctor;
 mod errors;
 mod eval;
 mod flash_moe;

@@ -72,12 +72,13 @@ fn plan_comes_before_and_figures_after() {
 fn the_plan_before_loading_is_what_plan_prints() {
     let place = Place::new();
     gguf(&place, "m.gguf");
-    let plan = place.run("plan m.gguf --bank 4 -c 128 --threads 2").expect(0).stdout;
+    let plan = place.run("plan m.gguf --bank 4 -c 128 --threads 2 --no-measure").expect(0).stdout;
     let run = place.run("run Hello -m m.gguf -n 1 --bank 4 -c 128 --threads 2").expect(0).stderr;
     let without_available = |text: &str| -> Vec<String> {
         text.lines().filter(|line| !line.contains("available")).map(str::to_owned).collect()
     };
-    let plan = without_available(&plan);
+    let (plan, _) = plan.split_once("\n\n").expect("the memory, then the speed");
+    let plan = without_available(plan);
     assert_eq!(plan, without_available(&run)[..plan.len()]);
 }
 
@@ -85,8 +86,8 @@ fn the_plan_before_loading_is_what_plan_prints() {
 fn plan_transcript() {
     let place = Place::new();
     package(&place, "m");
-    transcript!("plan", place.run("plan m --bank 4 -c 256 --threads 2").expect(0));
-    let json = place.run("plan m --bank 4 -c 256 --json").expect(0).json();
+    transcript!("plan", place.run("plan m --bank 4 -c 256 --threads 2 --no-measure").expect(0));
+    let json = place.run("plan m --bank 4 -c 256 --no-measure --json").expect(0).json();
     let rows: u64 =
         json["rows"].as_array().expect("rows").iter().map(|r| r["bytes"].as_u64().expect("bytes")).sum();
     assert_eq!(json["total_bytes"], rows);
@@ -174,7 +175,7 @@ fn trace_and_dump_are_json_lines_of_every_routed_call() {
 fn every_command_takes_the_model_after_m_too() {
     let place = Place::new();
     package(&place, "m");
-    for command in ["plan", "inspect", "verify -q", "logits --tokens 1 -q"] {
+    for command in ["plan --no-measure", "inspect", "verify -q", "logits --tokens 1 -q"] {
         let by_flag = place.run(&format!("{command} -m m")).expect(0).stdout;
         // The words of a command end where its flags begin, so the model can come last.
         assert_eq!(place.run(&format!("{command} m")).expect(0).stdout, by_flag);

@@ -8,7 +8,9 @@
 //! boundary of memory and the wanted bytes land at `offset mod ALIGNMENT` in it, so a direct reader can widen
 //! the read to whole blocks in place. Bytes of the window outside the wanted ones are scratch.
 
+pub mod cache;
 pub mod pread;
+pub mod probe;
 pub mod sim;
 
 use std::io;

@@ -8,7 +8,7 @@ mod neon;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-use crate::Isa;
+use crate::{Isa, Pool};
 
 /// Multiply-adds of one kind, as the dot kernels use them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -103,6 +103,19 @@ pub fn read(isa: Isa, data: &[u8]) -> u32 {
         Isa::Avx512 | Isa::Avx2 => unsafe { x86::read(data) },
         _ => read_words(data, |_| {}),
     }
+}
+
+/// Reads all of `data` once on the threads of `pool`, each in pieces as large as what a thread of a matmul walks through, so that
+/// the pool evens out slow threads.
+///
+/// # Panics
+/// This processor does not support `isa`.
+pub fn read_together(pool: &Pool, isa: Isa, data: &[u8]) {
+    let piece = data.len().div_ceil(pool.threads() * 8).next_multiple_of(4096).max(1);
+    pool.run(data.len().div_ceil(piece), &|task| {
+        let from = task * piece;
+        std::hint::black_box(read(isa, &data[from..data.len().min(from + piece)]));
+    });
 }
 
 /// Bytes that are asked for ahead in each stream.

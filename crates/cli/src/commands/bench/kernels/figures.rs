@@ -36,12 +36,7 @@ impl Rig {
     pub(super) fn ceilings(&self) -> Ceilings {
         let (isa, data) = (self.isa, self.weights.as_slice());
         let read = self.pair(&mut |pool| {
-            // Pieces as large as what a thread of a matmul walks through, so that the pool evens out slow threads.
-            let piece = data.len().div_ceil(pool.threads() * 8).next_multiple_of(4096);
-            pool.run(data.len().div_ceil(piece), &|task| {
-                let from = task * piece;
-                std::hint::black_box(ceilings::read(isa, &data[from..data.len().min(from + piece)]));
-            });
+            ceilings::read_together(pool, isa, data);
             data.len() as f64 / 1e9
         });
         let arithmetic = |kind| {

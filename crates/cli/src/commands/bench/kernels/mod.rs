@@ -6,7 +6,7 @@
 mod ablations;
 mod dispatch;
 mod figures;
-mod rig;
+pub(crate) mod rig;
 
 use std::process::ExitCode;
 

@@ -125,7 +125,7 @@ pub(super) fn bits_per_weight(format: &Format) -> f64 {
 }
 
 /// Repeats `tile` over all of `buffer`: also the first touch of its pages.
-pub(super) fn fill(buffer: &mut AlignedBuf, tile: &[u8]) {
+pub(crate) fn fill(buffer: &mut AlignedBuf, tile: &[u8]) {
     for piece in buffer.as_mut_slice().chunks_mut(tile.len()) {
         piece.copy_from_slice(&tile[..piece.len()]);
     }
@@ -149,7 +149,7 @@ impl Bytes {
 
 /// A tile of blocks that hold random numbers of a sane size: random bytes, drawn again where a scale came out as NaN,
 /// infinite, tiny or huge. So no slow path of the processor is measured, and it works for any format.
-pub(super) fn valid_blocks(format: &Format) -> Vec<u8> {
+pub(crate) fn valid_blocks(format: &Format) -> Vec<u8> {
     const TILE_BYTES: usize = 1 << 20;
     let mut tile = vec![0; TILE_BYTES / format.block_bytes * format.block_bytes];
     let mut values = vec![0.0f32; format.block_elements];
@@ -176,7 +176,7 @@ pub(super) fn noise(n: usize) -> Vec<f32> {
 }
 
 /// `rows` activation rows in the kernel's form.
-pub(super) fn activations(kernel: Kernel, n: usize, rows: usize) -> Vec<u8> {
+pub(crate) fn activations(kernel: Kernel, n: usize, rows: usize) -> Vec<u8> {
     let mut out = vec![0; kernel.x_bytes(n) * rows];
     // Bell-shaped as those of a model, whose largest are rare: how kernels add up depends on that.
     let uniform = noise(4 * n * rows);
