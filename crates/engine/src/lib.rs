@@ -24,7 +24,7 @@ pub use engine::{Engine, EngineStats, Want};
 pub use error::Error;
 pub use generate::{Finish, GenerateOptions, Generation};
 pub use models::ModelInfo;
-pub use options::{AttentionMode, CacheType, EngineOptions, Promote, ReaderChoice};
+pub use options::{AttentionMode, CacheType, EngineOptions, Promote, ReaderChoice, ReaderKind};
 pub use packed::{known_packers, packers, why_unpacked};
 pub use plan::{MemoryPlan, PlanRow};
 pub use sequence::Sequence;

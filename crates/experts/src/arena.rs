@@ -30,6 +30,7 @@ pub struct Destination {
 /// * The arena itself neither reads nor writes them between `destination` and `commit`, and never makes a
 ///   reference that covers them then. So [`Arena::host_bytes`] must be built from that one slot's memory
 ///   alone, not by slicing a reference to the whole region.
+/// * [`Arena::regions`] keeps what it says.
 pub unsafe trait Arena: Send + Sync {
     /// Allocates every slot of every class; called once. What is allocated is `Σ slots · slot_bytes`, no less
     /// and no more.
@@ -52,6 +53,12 @@ pub unsafe trait Arena: Send + Sync {
     /// May panic where the memory is not visible to the host; such a backend uses [`crate::Bank::location`]
     /// instead.
     fn host_bytes(&self, slot: SlotId) -> &[u8];
+
+    /// The memory that destinations lie in (first byte, bytes), where it stays mapped to the same pages as long as the
+    /// arena lives: a reader may pin it. An arena that gives memory back, or does not know, names none of it.
+    fn regions(&self) -> Vec<(NonNull<u8>, usize)> {
+        Vec::new()
+    }
 
     /// How many slots may be loading at once. Only staging arenas need to bound it (at least 1).
     fn loading_max(&self) -> usize {

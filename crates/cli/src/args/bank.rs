@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use engine::{AttentionMode, BankSize, CacheType, EngineOptions, Promote, ReaderChoice};
+use engine::{AttentionMode, BankSize, CacheType, EngineOptions, Promote, ReaderChoice, ReaderKind};
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Loading and streaming")]
@@ -45,9 +45,17 @@ pub(crate) struct BankArgs {
     /// Diagnostic: leave the routed experts out
     #[arg(long, alias = "moe-shared-only")]
     shared_only: bool,
-    /// How expert bytes are read: past the page cache, through it, or whichever works
-    #[arg(long, value_enum, value_name = "HOW", default_value_t = ReaderArg::Auto)]
-    reader: ReaderArg,
+    /// What reads expert bytes (threads, io_uring, or the simulated drive of the tests) and how: past the page cache
+    /// or through it. `auto`, `pread`, `uring` or `sim`; `direct` or `buffered`; or both as in `uring-direct`
+    #[arg(long, value_name = "HOW", default_value = "auto", value_parser = parse_reader)]
+    reader: (ReaderKind, ReaderChoice),
+    /// Cut a read into up to N pieces while too few reads are outstanding to keep the drive busy; 1 never does
+    /// [default: 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16), alias = "moe-cache-io-split")]
+    io_split: Option<u32>,
+    /// With --sidecar given several times: cut each read into one piece per copy
+    #[arg(long)]
+    stripe: bool,
     /// Write one JSON line per routed layer call: which experts, which slots
     #[arg(long, value_name = "FILE", alias = "moe-trace")]
     trace: Option<PathBuf>,
@@ -75,13 +83,6 @@ enum PromoteArg {
     Auto,
     Always,
     Never,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum ReaderArg {
-    Auto,
-    Direct,
-    Buffered,
 }
 
 impl BankArgs {
@@ -113,11 +114,10 @@ impl BankArgs {
             latent_eps: self.latent_eps,
             shared_only: self.shared_only,
             trace: self.trace.clone(),
-            reader: match self.reader {
-                ReaderArg::Auto => ReaderChoice::Auto,
-                ReaderArg::Direct => ReaderChoice::Direct,
-                ReaderArg::Buffered => ReaderChoice::Buffered,
-            },
+            reader_kind: self.reader.0,
+            reader: self.reader.1,
+            io_split: self.io_split,
+            stripe: self.stripe,
             ..EngineOptions::default()
         }
     }
@@ -146,4 +146,8 @@ fn parse_epsilon(text: &str) -> Result<f32, String> {
 
 fn parse_bank(text: &str) -> Result<BankSize, String> {
     text.parse::<BankSize>().map_err(|error| error.to_string())
+}
+
+fn parse_reader(text: &str) -> Result<(ReaderKind, ReaderChoice), String> {
+    experts::parse_reader(text).map_err(|error| error.to_string())
 }

@@ -21,7 +21,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
-    let model = session::open(args.model.path(), args.model.sidecar.as_deref())?;
+    let model = session::open(args.model.path(), &args.model.sidecar)?;
     let plan = Engine::plan(&model.checkpoint, &args.bank.options())?;
     if args.json {
         ui::print_json(&plan)?;

@@ -55,7 +55,7 @@ struct Output<'a> {
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let prompt = prompt(args)?;
-    let model = session::open(args.model.path(), args.model.sidecar.as_deref())?;
+    let model = session::open(args.model.path(), &args.model.sidecar)?;
     let mut session = session::load(&model, &args.bank, args.quiet)?;
     let tokenizer = tokenizer(&session)?;
     let tokens = tokenizer.encode(&prompt, Specials::Parse)?;

@@ -94,7 +94,7 @@ impl Bank {
     pub fn new(
         plan: BankPlan,
         files: &[PathBuf],
-        reader: Box<dyn Reader>,
+        mut reader: Box<dyn Reader>,
         mut arena: Box<dyn Arena>,
         policy: Box<dyn Policy>,
     ) -> Result<Bank> {
@@ -113,6 +113,8 @@ impl Bank {
             )));
         }
         arena.allocate(plan.classes())?;
+        // SAFETY: the arena vouches for its regions as long as it lives, which is longer than the reader does.
+        unsafe { reader.register(&arena.regions()) };
         let flight = Flight::new(plan.experts_max(), plan.parts_max(), reader.capacity());
         Ok(Bank {
             reader,
@@ -339,6 +341,11 @@ impl Bank {
         self.reader.describe()
     }
 
+    /// What reading met without failing, once each, for people.
+    pub fn take_warning(&mut self) -> Option<String> {
+        self.reader.take_warning()
+    }
+
     /// The slot memory; a backend that knows which arena it gave finds its buffers through it.
     pub fn arena(&self) -> &dyn Arena {
         self.arena.as_ref()
@@ -478,7 +485,7 @@ impl Bank {
         let part = &planned.parts[task.part as usize];
         let families: Vec<&str> = part.pieces.iter().map(|piece| piece.family.name()).collect();
         Error::Read {
-            path: self.files[part.file.0 as usize].clone(),
+            path: failure.path.unwrap_or_else(|| self.files[part.file.0 as usize].clone()),
             offset: failure.offset,
             len: part.len,
             layer: planned.layer,

@@ -5,6 +5,7 @@
 mod support;
 
 mod cases;
+mod drives;
 mod model;
 mod plans;
 mod readers;
