@@ -28,7 +28,7 @@ use crate::{ALIGNMENT, Result};
 /// What reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ReaderKind {
-    /// What this machine reads fastest with; [`Reader::describe`] says what that is.
+    /// The pool, as long as nothing has been measured to beat it; [`Reader::describe`] says what it is.
     #[default]
     Auto,
     /// A pool of threads; everywhere.
