@@ -183,13 +183,12 @@ impl SpreadReader {
             } else {
                 blocks * (i + 1) / ways
             };
-            let to = if i + 1 == ways { blocks } else { to.min(blocks) };
-            if to > from {
-                let slice = cut(read, from, to);
-                let lane = striped_lane.unwrap_or_else(|| self.soonest(slice.len));
-                self.assign(slice, whole, lane);
-                from = to;
-            }
+            // A block at least for each: a drive that gets nothing cannot show that it has become faster.
+            let to = if i + 1 == ways { blocks } else { to.clamp(from + 1, blocks - (ways - 1 - i)) };
+            let slice = cut(read, from, to);
+            let lane = striped_lane.unwrap_or_else(|| self.soonest(slice.len));
+            self.assign(slice, whole, lane);
+            from = to;
         }
     }
 
