@@ -186,6 +186,7 @@ def arguments():
     parser.add_argument("--out", required=True)
     parser.add_argument("--table", help="Markdown file [default: the receipt's name with .md]")
     parser.add_argument("--redo", action="store_true", help="measure formats again that the receipt has")
+    parser.add_argument("--kernels-only", action="store_true", help="measure again only the kernels alone, of formats that it has")
     parser.add_argument("--table-only", action="store_true", help="write the table of the receipt as it stands")
     options = parser.parse_args()
     options.thread_counts = sorted({1, options.threads})
@@ -205,9 +206,13 @@ def main():
             receipt["formats"] = json.load(old)["formats"]
     os.makedirs(options.work, exist_ok=True)
     for name in names:
-        if options.table_only or (name in receipt["formats"] and not options.redo):
+        if options.table_only or (name in receipt["formats"] and not (options.redo or options.kernels_only)):
             continue
         print("== %s" % name, file=sys.stderr)
+        if options.kernels_only:
+            receipt["formats"][name]["kernels"] = {"commit": common.commit(), **kernels(options, name)}
+            common.write_receipt(options.out, receipt)
+            continue
         entry = probe(options, name)
         if entry is not None:
             receipt["formats"][name] = entry

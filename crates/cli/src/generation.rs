@@ -4,12 +4,13 @@ use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use engine::{GenerateOptions, Generation};
+use engine::{Event, GenerateOptions, Generation};
 use files::Class;
 
 use crate::interrupt::Generating;
 use crate::session::Session;
 use crate::ui::error::{Failure, Report};
+use crate::ui::progress::PromptBar;
 use crate::ui::stats::RunStats;
 
 /// Models without a vocabulary can be computed with, but not talked to.
@@ -40,9 +41,16 @@ pub(crate) fn generate(
 ) -> Result<Generation, Failure> {
     let generating = Generating::begin();
     let stop = generating.stop_flag();
-    let generation = session.engine.generate(sequence, prompt, options, stop, &mut |token| {
-        if printer.push(token).is_err() {
-            stop.store(true, Ordering::Relaxed);
+    let mut bar = None;
+    let generation = session.engine.generate(sequence, prompt, options, stop, &mut |event| match event {
+        Event::Prompt(progress) => {
+            bar.get_or_insert_with(|| PromptBar::new(!printer.stream)).set(&progress);
+        }
+        Event::Token(token) => {
+            bar = None;
+            if printer.push(token).is_err() {
+                stop.store(true, Ordering::Relaxed);
+            }
         }
     });
     session.warn();

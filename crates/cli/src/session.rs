@@ -9,6 +9,7 @@ use engine::{Dump, Engine, MemoryPlan};
 use files::Checkpoint;
 
 use crate::args::BankArgs;
+use crate::commands::verify;
 use crate::ui::error::Failure;
 use crate::{demo, ui};
 
@@ -16,6 +17,9 @@ use crate::{demo, ui};
 pub(crate) struct Model {
     pub(crate) checkpoint: Checkpoint,
     pub(crate) name: String,
+    /// As they were given.
+    pub(crate) path: PathBuf,
+    pub(crate) sidecar: Option<PathBuf>,
 }
 
 /// Where the checkpoint lies and what to call it; without a path it is the demo, unpacked if need be.
@@ -33,7 +37,9 @@ pub(crate) fn locate(path: Option<&Path>) -> Result<(PathBuf, String), Failure> 
 /// Opens `path`, or the demo.
 pub(crate) fn open(path: Option<&Path>, sidecars: &[PathBuf]) -> Result<Model, Failure> {
     let (path, name) = locate(path)?;
-    Ok(Model { checkpoint: Checkpoint::open_with(&path, &with_sidecars(sidecars))?, name })
+    let options = with_sidecars(sidecars);
+    let checkpoint = Checkpoint::open_with(&path, &options)?;
+    Ok(Model { checkpoint, name, path, sidecar: options.sidecar })
 }
 
 /// The first one is the sidecar, the others are copies of it.
@@ -61,6 +67,10 @@ pub(crate) struct Session {
 /// Plans, shows the plan, loads.
 pub(crate) fn load(model: &Model, args: &BankArgs, quiet: bool) -> Result<Session, Failure> {
     let options = args.options();
+    args.flash_moe.check(&options)?;
+    if args.flash_moe.moe_verify_sidecar {
+        verify::before_run(model, quiet)?;
+    }
     let plan: MemoryPlan = Engine::plan(&model.checkpoint, &options)?;
     if !quiet {
         ui::note(ui::plan::render(&model.name, &plan));

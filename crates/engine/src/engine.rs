@@ -4,12 +4,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use experts::{Bank, BankSize, Lru, Reader, Trace};
+use experts::{Bank, BankSize, Counters, Lru, Reader, Schedule, Trace};
 use files::Checkpoint;
 use text::{ChatTemplate, Tokenizer};
 
 use crate::backend::cpu::{CpuBackend, HostArena};
 use crate::backend::{Backend, PartTimes};
+use crate::layers::moe::oracle_of;
 use crate::load::Loader;
 use crate::models::{self, Model, ModelInfo, Step};
 use crate::{Dump, EngineOptions, Error, MemoryPlan, Sequence};
@@ -100,16 +101,23 @@ impl Engine {
                 let policy = Box::new(Lru::new(bank_plan));
                 let arena = Box::new(HostArena::new(Arc::clone(&arena_bytes)));
                 let mut bank = Bank::new(bank_plan.clone(), checkpoint.files(), reader, arena, policy)?;
+                bank.set_schedule(Schedule {
+                    hits_first: options.hits_first,
+                    ordered_reads: options.ordered_reads,
+                });
                 if let Some(path) = &options.trace {
                     bank.set_trace(Trace::create(path)?);
                 }
                 if options.bank == BankSize::All {
                     bank.preload()?;
+                } else if let Some(oracle) = oracle_of(&options)? {
+                    bank.preload_some(&oracle.experts())?;
                 }
                 Some(bank)
             }
         };
         let (tokenizer, chat_template) = load_text(checkpoint, model.info())?;
+        backend.time_parts(true);
         let busy = (0..model.sequences()).map(|_| Arc::default()).collect();
         Ok(Self {
             backend,
@@ -163,7 +171,23 @@ impl Engine {
         }
     }
 
-    /// Starts or stops measuring where the time of a step goes; off after load.
+    /// Shrinks or grows the bank to about `bytes` and says how many its slots take now; see [`Bank::resize`]. Nothing that is
+    /// computed changes.
+    pub fn resize_bank(&mut self, bytes: u64) -> Result<u64, Error> {
+        match &mut self.bank {
+            Some(bank) => Ok(bank.resize(bytes)?),
+            None => Ok(0),
+        }
+    }
+
+    /// Empties the bank, so that the next tokens find it cold.
+    pub fn clear_bank(&mut self) {
+        if let Some(bank) = &mut self.bank {
+            bank.clear();
+        }
+    }
+
+    /// Starts or stops measuring where the time of a step goes; on after load.
     pub fn time_parts(&mut self, on: bool) {
         self.backend.time_parts(on);
     }
@@ -206,8 +230,8 @@ impl Engine {
         })
     }
 
-    /// Runs `tokens` after what `sequence` holds, in micro-batches, and hands the wanted logits to `sink` as
-    /// (position, logits). After an error the sequence holds what it held before the failing micro-batch.
+    /// Runs `tokens` after what `sequence` holds, in batches, and hands the wanted logits to `sink` as
+    /// (position, logits). After an error the sequence holds what it held before the failing batch.
     pub fn forward(
         &mut self,
         sequence: &mut Sequence,
@@ -216,15 +240,15 @@ impl Engine {
         sink: &mut dyn FnMut(usize, &[f32]),
     ) -> Result<(), Error> {
         self.check_tokens(sequence, tokens)?;
-        let ubatch = self.options.ubatch as usize;
+        let [batch, _] = self.options.rows(self.model.info().context);
         let mut done = 0;
-        for chunk in tokens.chunks(ubatch) {
+        for chunk in tokens.chunks(batch) {
             done += chunk.len();
             let want = match want {
                 Want::Last if done < tokens.len() => Want::None,
                 other => other,
             };
-            self.micro_batch(sequence, chunk, want, sink)?;
+            self.batch(sequence, chunk, want, sink, None)?;
         }
         Ok(())
     }
@@ -242,13 +266,14 @@ impl Engine {
         Ok(())
     }
 
-    /// One pass of at most `ubatch` tokens.
-    pub(crate) fn micro_batch(
+    /// One pass of at most a batch of tokens.
+    pub(crate) fn batch(
         &mut self,
         sequence: &mut Sequence,
         tokens: &[u32],
         want: Want,
         sink: &mut dyn FnMut(usize, &[f32]),
+        watch: Option<&mut dyn FnMut(usize, Counters) -> bool>,
     ) -> Result<(), Error> {
         let mut step = Step {
             backend: self.backend.as_mut(),
@@ -259,6 +284,11 @@ impl Engine {
             want,
             sink,
             dump: self.dump.as_mut(),
+            // (The object's lifetime shrinks in a coercion only, and an option is not coerced.)
+            watch: match watch {
+                Some(watch) => Some(watch),
+                None => None,
+            },
         };
         step.backend.begin(tokens.len());
         self.model.forward(&mut step)?;

@@ -22,9 +22,11 @@ pub use backend::PartTimes;
 pub use dump::Dump;
 pub use engine::{Engine, EngineStats, Want};
 pub use error::Error;
-pub use generate::{Finish, GenerateOptions, Generation};
+pub use generate::{Event, Finish, GenerateOptions, Generation, Phase, PromptProgress};
 pub use models::ModelInfo;
-pub use options::{AttentionMode, CacheType, EngineOptions, Promote, ReaderChoice, ReaderKind};
+pub use options::{
+    AttentionMode, CacheType, EngineOptions, Prefetch, Promote, ReaderChoice, ReaderKind, Routing,
+};
 pub use packed::{known_packers, packers, why_unpacked};
 pub use plan::{MemoryPlan, PlanRow};
 pub use sequence::Sequence;

@@ -11,6 +11,7 @@ use files::{Checkpoint, GgmlType, Tensor};
 use crate::backend::{
     Backend, Buf, CacheId, RopeId, RopeSpec, RoutedSpec, ScratchSpec, SelectionId, WeightId, WeightSpec,
 };
+use crate::layers::lookahead::Router;
 use crate::options::CacheType;
 use crate::{EngineOptions, Error};
 
@@ -40,12 +41,22 @@ pub(crate) struct Loader<'a> {
     open: Option<(u32, File)>,
     /// Bytes of host vectors really read.
     host_bytes: u64,
+    /// The routers loaded so far, in the order of their layers; taken by the state that guesses with them.
+    pub(crate) routers: Vec<Router>,
 }
 
 impl<'a> Loader<'a> {
     /// Counts only.
     pub(crate) fn dry(checkpoint: &'a Checkpoint, options: &'a EngineOptions) -> Self {
-        Self { checkpoint, options, ledger: Ledger::default(), backend: None, open: None, host_bytes: 0 }
+        Self {
+            checkpoint,
+            options,
+            ledger: Ledger::default(),
+            backend: None,
+            open: None,
+            host_bytes: 0,
+            routers: Vec::new(),
+        }
     }
 
     /// Allocates in `backend` and reads.
@@ -61,6 +72,7 @@ impl<'a> Loader<'a> {
             backend: Some(backend),
             open: None,
             host_bytes: 0,
+            routers: Vec::new(),
         }
     }
 

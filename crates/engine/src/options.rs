@@ -59,14 +59,49 @@ pub enum Promote {
     Never,
 }
 
+/// Who guesses which experts will be needed next, so that the drive reads them before they are asked for. The answer is the same
+/// with all of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Prefetch {
+    /// Nobody.
+    Off,
+    /// The next layer's router, as long as decoding is measurably faster with it.
+    #[default]
+    Auto,
+    /// The next layer's router, on what this layer's router sees.
+    NextLayer,
+    /// The previous token: what it used in the next layer.
+    Previous,
+    /// A trace of the same run ([`EngineOptions::oracle`]): what guessing right would gain at most.
+    Oracle,
+}
+
+/// Who chooses the experts; anything but the model itself is for measurements and gives another answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Routing {
+    /// The router.
+    #[default]
+    Model,
+    /// The router, and then none of the experts is read or computed.
+    RouterOnly,
+    /// This expert, alone and with weight 1, for every token.
+    Force(u32),
+    /// A trace ([`EngineOptions::oracle`]), whose experts are all read in advance: what decoding costs without reads.
+    Replay,
+}
+
 /// Everything a caller may choose before loading.
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct EngineOptions {
     /// How many experts stay resident.
     #[serde(serialize_with = "as_debug")]
     pub bank: BankSize,
-    /// Tokens per forward pass of a prompt. A constant: results may depend on it (rounding), so it never
-    /// follows free memory.
+    /// Prompt tokens that pass through a layer together: what is read for one of them is read for all. A constant that never follows
+    /// free memory.
+    pub batch: u32,
+    /// Prompt tokens that attention and dense matrices take at once; a batch smaller than this is as large as this.
     pub ubatch: u32,
     /// Positions to plan for; `None` = the smaller of the model's context and 8,192.
     pub context: Option<u32>,
@@ -81,6 +116,18 @@ pub struct EngineOptions {
     pub slot8: bool,
     /// Whether hot experts are rewritten in packed form.
     pub promote: Promote,
+    /// Who guesses which experts will be needed next.
+    pub prefetch: Prefetch,
+    /// Experts that may be read ahead of demand at a time.
+    pub prefetch_experts: u32,
+    /// Compute hits while misses are read. Off, for measurements: wait for all of them first.
+    pub hits_first: bool,
+    /// Read what is needed first of all misses before what is needed last of any. Off, for measurements: expert by expert.
+    pub ordered_reads: bool,
+    /// Who chooses the experts.
+    pub routing: Routing,
+    /// The trace for [`Prefetch::Oracle`] and [`Routing::Replay`].
+    pub oracle: Option<PathBuf>,
     /// Experts per token when fewer than the model's own number are wanted.
     pub moe_topk: Option<u32>,
     /// Attention mode.
@@ -111,7 +158,9 @@ fn as_debug<T: std::fmt::Debug, S: serde::Serializer>(value: &T, s: S) -> Result
     s.collect_str(&format_args!("{value:?}"))
 }
 
-/// Tokens per forward pass unless asked otherwise.
+/// Prompt tokens per pass through a layer unless asked otherwise.
+pub(crate) const DEFAULT_BATCH: u32 = 2048;
+/// Tokens at once unless asked otherwise.
 pub(crate) const DEFAULT_UBATCH: u32 = 512;
 /// Context unless asked otherwise (or the model's, where that is smaller).
 pub(crate) const DEFAULT_CONTEXT: u32 = 8192;
@@ -120,6 +169,7 @@ impl Default for EngineOptions {
     fn default() -> Self {
         Self {
             bank: BankSize::Auto,
+            batch: DEFAULT_BATCH,
             ubatch: DEFAULT_UBATCH,
             context: None,
             cache_type: CacheType::default(),
@@ -127,6 +177,12 @@ impl Default for EngineOptions {
             threads_batch: None,
             slot8: true,
             promote: Promote::default(),
+            prefetch: Prefetch::default(),
+            prefetch_experts: 4,
+            hits_first: true,
+            ordered_reads: true,
+            routing: Routing::default(),
+            oracle: None,
             moe_topk: None,
             attention: AttentionMode::default(),
             latent_eps: 1e-6,
@@ -143,6 +199,17 @@ impl Default for EngineOptions {
 }
 
 impl EngineOptions {
+    /// Experts that may be read ahead of demand at a time.
+    pub(crate) fn spares(&self) -> u32 {
+        if self.prefetch == Prefetch::Off { 0 } else { self.prefetch_experts }
+    }
+
+    /// Tokens of a batch and of a micro-batch, where a sequence has room for `context` of them.
+    pub(crate) fn rows(&self, context: u32) -> [usize; 2] {
+        let ubatch = self.ubatch.min(context);
+        [self.batch.max(ubatch).min(context) as usize, ubatch as usize]
+    }
+
     /// Compute threads for a step of one token.
     pub fn threads(&self) -> usize {
         match self.threads {

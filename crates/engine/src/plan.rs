@@ -53,7 +53,7 @@ impl MemoryPlan {
             let layers = expert_layers(checkpoint, &info)?;
             let bank = bank_plan(options, available_bytes, ledger.total(), info.top_k, &layers)?;
             notes = packed::notes(&layers, &bank, kernels::Isa::current());
-            Some(bank)
+            Some(bank.with_spares(options.spares()))
         };
         let rows = rows(&info, options, &ledger, bank.as_ref());
         let total_bytes = rows.iter().map(|row| row.bytes).sum();
@@ -134,6 +134,7 @@ fn rows(
     ledger: &crate::load::Ledger,
     bank: Option<&BankPlan>,
 ) -> Vec<PlanRow> {
+    let [batch, ubatch] = options.rows(info.context);
     let mut rows = vec![
         PlanRow {
             name: "dense weights",
@@ -148,7 +149,7 @@ fn rows(
         PlanRow {
             name: "compute buffers",
             bytes: ledger.buffers + ledger.selections + ledger.scratch + ledger.ropes,
-            note: format!("ubatch {}, {} threads", options.ubatch.min(info.context), options.threads_max()),
+            note: format!("batches of {batch} by {ubatch} tokens, {} threads", options.threads_max()),
         },
     ];
     if let Some(bank) = bank {
@@ -189,6 +190,7 @@ fn check_options(options: &EngineOptions) -> Result<(), Error> {
         Err(Error::Option { option, why: format!("{value} is not in {min}..={max}") })
     };
     range("--ubatch", u64::from(options.ubatch), 1, 4096)?;
+    range("--batch", u64::from(options.batch), 1, 65536)?;
     range("--threads", options.threads() as u64, 1, 1024)?;
     range("--threads-batch", options.threads_batch() as u64, 1, 1024)?;
     range("--io-threads", u64::from(options.io_threads), 1, 256)?;

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use common::{OnDisk, exact};
 use files::GgmlType;
 use slotbank_engine::{
-    AttentionMode, BankSize, CacheType, Engine, EngineOptions, GenerateOptions, Promote, ReaderChoice,
+    AttentionMode, BankSize, CacheType, Engine, EngineOptions, Event, GenerateOptions, Promote, ReaderChoice,
     SamplingOptions, Want,
 };
 use toy::weights::tokens;
@@ -124,7 +124,10 @@ fn generating_allocates_nothing_per_token() {
                 &tokens("prompt", 10, 96),
                 &options,
                 &AtomicBool::new(false),
-                &mut |_token| {
+                &mut |event| {
+                    if !matches!(event, Event::Token(_)) {
+                        return;
+                    }
                     count += 1;
                     last = ALLOCATIONS.load(Ordering::Relaxed);
                     if count == WARM_UP {

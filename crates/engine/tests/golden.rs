@@ -29,14 +29,15 @@ fn check(f: &Fixture, logits: &Logits, choices: &Choices, what: &str) {
 }
 
 /// (micro-batch, sizes of the calls; the last one repeats).
-fn ways(n: usize) -> Vec<(&'static str, u32, Vec<usize>)> {
+fn ways(n: usize) -> Vec<(&'static str, [u32; 2], Vec<usize>)> {
     vec![
-        ("one prefill", 128, vec![n]),
-        ("one prefill in micro-batches of 32", 32, vec![n]),
-        ("chunks of 24 and the rest", 128, vec![24, n]),
-        ("chunks of 5 in micro-batches of 3", 3, vec![5]),
-        ("prefill, then token by token", 128, vec![n - 24, 1]),
-        ("token by token", 1, vec![1]),
+        ("one prefill", [1, 128], vec![n]),
+        ("one prefill in micro-batches of 32", [1, 32], vec![n]),
+        ("one prefill in a batch of micro-batches of 7", [128, 7], vec![n]),
+        ("chunks of 24 and the rest", [1, 128], vec![24, n]),
+        ("chunks of 5 in micro-batches of 3", [1, 3], vec![5]),
+        ("prefill, then token by token", [1, 128], vec![n - 24, 1]),
+        ("token by token", [1, 1], vec![1]),
     ]
 }
 
@@ -44,8 +45,9 @@ fn golden(name: &str) {
     let f = Fixture::named(name);
     assert!(f.margins.values().all(|margin| *margin > 1e-5), "{:?}", f.margins);
     let model = OnDisk::gguf(&Toy::from_fixture(&f));
-    for (way, ubatch, chunks) in ways(f.tokens.len()) {
-        let mut engine = model.load(EngineOptions { ubatch, latent_eps: f.latent_eps as f32, ..exact() });
+    for (way, [batch, ubatch], chunks) in ways(f.tokens.len()) {
+        let mut engine =
+            model.load(EngineOptions { batch, ubatch, latent_eps: f.latent_eps as f32, ..exact() });
         let (logits, choices) = run_dumped(&mut engine, &f.tokens, &chunks);
         check(&f, &logits, &choices, &format!("{name}, {way}"));
     }

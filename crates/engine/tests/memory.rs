@@ -117,7 +117,7 @@ fn planned_bytes_are_allocated_bytes() {
 fn aligned_slack(plan: &slotbank_engine::MemoryPlan) -> i64 {
     const HUGE_PAGE: u64 = 2 << 20;
     let regions = plan.bank.iter().flat_map(|bank| bank.classes());
-    let huge = regions.filter(|class| class.slot_bytes * u64::from(class.slots) >= HUGE_PAGE).count();
+    let huge = regions.filter(|class| class.bytes() >= HUGE_PAGE).count();
     160 * 4096 + (huge as u64 * HUGE_PAGE) as i64
 }
 

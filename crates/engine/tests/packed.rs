@@ -11,7 +11,7 @@ use files::extract::{self, extract};
 use files::manifest::Layout;
 use files::{Checkpoint, Class, ExpertTensor, GgmlType};
 use serde_json::{Value, json};
-use slotbank_engine::{BankSize, Engine, EngineOptions, Error, Promote, known_packers};
+use slotbank_engine::{BankSize, Engine, EngineOptions, Error, Prefetch, Promote, known_packers};
 use toy::weights::tokens;
 
 /// Extracts `model` with its dense part into the folder `name` beside it. Every form, whatever pays on this processor.
@@ -80,7 +80,9 @@ fn the_plan_says_what_packing_costs() {
     let [plain, packed] =
         [("plain", false), ("packed", true)].map(|(name, pack)| open(&sidecar(&model, name, pack)));
     let plan = |checkpoint, bank| {
-        let options = EngineOptions { bank, promote: Promote::Never, ..exact() };
+        // Without spare slots, which are no part of the comparison.
+        let prefetch = Prefetch::Off;
+        let options = EngineOptions { bank, promote: Promote::Never, prefetch, ..exact() };
         Engine::plan(checkpoint, &options).unwrap_or_else(|e| panic!("{e}"))
     };
     let slots = |plan: &slotbank_engine::MemoryPlan| plan.bank.as_ref().map_or(0, BankPlan::slots_total);

@@ -29,22 +29,23 @@ fn nothing_but_the_weights_and_the_tokens_decides() {
     let base = EngineOptions { context: Some(PROMPT as u32 + 3), ..exact() };
     let one = EngineOptions { ubatch: 1, threads: Some(1), slot8: false, ..base.clone() };
     let reference = run(&mut model.load(one), &tokens, &chunks);
-    for (ubatch, threads, slot8, bank) in [
-        (1, 2, true, BankSize::All),
-        (1, 8, true, BankSize::SlotsPerLayer(3)),
-        (2, 3, true, BankSize::SlotsPerLayer(5)),
-        (7, 8, true, BankSize::All),
-        (32, 2, true, BankSize::SlotsPerLayer(4)),
-        (32, 1, false, BankSize::All),
-        (512, 1, true, BankSize::All),
-        (512, 2, false, BankSize::All),
-        (512, 3, true, BankSize::SlotsPerLayer(3)),
-        (512, 8, true, BankSize::All),
-        (512, 2, false, BankSize::SlotsPerLayer(7)),
+    for (batch, ubatch, threads, slot8, bank) in [
+        (1, 1, 2, true, BankSize::All),
+        (1, 1, 8, true, BankSize::SlotsPerLayer(3)),
+        (300, 2, 3, true, BankSize::SlotsPerLayer(5)),
+        (1, 7, 8, true, BankSize::All),
+        (1, 32, 2, true, BankSize::SlotsPerLayer(4)),
+        (100, 32, 1, false, BankSize::All),
+        (512, 32, 3, true, BankSize::SlotsPerLayer(6)),
+        (512, 512, 1, true, BankSize::All),
+        (1, 512, 2, false, BankSize::All),
+        (1, 512, 3, true, BankSize::SlotsPerLayer(3)),
+        (512, 512, 8, true, BankSize::All),
+        (1, 512, 2, false, BankSize::SlotsPerLayer(7)),
     ] {
-        let options = EngineOptions { ubatch, threads: Some(threads), slot8, bank, ..base.clone() };
+        let options = EngineOptions { batch, ubatch, threads: Some(threads), slot8, bank, ..base.clone() };
         let logits = run(&mut model.load(options), &tokens, &chunks);
-        let what = format!("ubatch {ubatch}, {threads} threads, slot8 {slot8}, {bank:?}");
+        let what = format!("batch {batch}, ubatch {ubatch}, {threads} threads, slot8 {slot8}, {bank:?}");
         assert_same_bits(&logits, &reference, &what);
     }
 }

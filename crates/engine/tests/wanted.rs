@@ -29,15 +29,18 @@ fn logits_do_not_depend_on_which_others_were_wanted() {
     for fixture in Fixture::all() {
         let model = OnDisk::gguf(&Toy::from_fixture(&fixture));
         for attention in [AttentionMode::Sparse, AttentionMode::Dense, AttentionMode::Recent] {
-            for ubatch in [1, 3, 32] {
-                let options = EngineOptions { attention, ubatch, ..exact() };
+            for (batch, ubatch) in [(1, 1), (1, 3), (1, 32), (32, 3), (7, 2)] {
+                let options = EngineOptions { attention, batch, ubatch, ..exact() };
                 let mut engine = model.load(options);
                 let all = run(&mut engine, &fixture.tokens, &[fixture.tokens.len()]);
                 for chunk in [1, 5, 13] {
                     let (positions, logits) = wanted(&mut engine, &fixture.tokens, chunk);
                     assert!(positions.len() > 1 && positions.len() == logits.len());
                     let expected: Logits = positions.iter().map(|&p| all[p].clone()).collect();
-                    let what = format!("{}, {attention:?}, ubatch {ubatch}, chunk {chunk}", fixture.name);
+                    let what = format!(
+                        "{}, {attention:?}, batch {batch}, ubatch {ubatch}, chunk {chunk}",
+                        fixture.name
+                    );
                     assert_same_bits(&logits, &expected, &what);
                 }
             }

@@ -32,8 +32,8 @@ pub struct Destination {
 ///   alone, not by slicing a reference to the whole region.
 /// * [`Arena::regions`] keeps what it says.
 pub unsafe trait Arena: Send + Sync {
-    /// Allocates every slot of every class; called once. What is allocated is `Σ slots · slot_bytes`, no less
-    /// and no more.
+    /// Allocates every slot of every class, and behind them its spares; called once. What is allocated is
+    /// `Σ (slots + spares) · slot_bytes`, no less and no more.
     fn allocate(&mut self, classes: &[SizeClass]) -> crate::Result<()>;
 
     /// Where the next reads for this slot go. Called when the slot begins to load, so nothing computes on it.
@@ -55,9 +55,15 @@ pub unsafe trait Arena: Send + Sync {
     fn host_bytes(&self, slot: SlotId) -> &[u8];
 
     /// The memory that destinations lie in (first byte, bytes), where it stays mapped to the same pages as long as the
-    /// arena lives: a reader may pin it. An arena that gives memory back, or does not know, names none of it.
+    /// arena lives, up to the first [`Arena::release`]: a reader may pin it. An arena that does not know names none of it.
     fn regions(&self) -> Vec<(NonNull<u8>, usize)> {
         Vec::new()
+    }
+
+    /// The slot is out of use until its next `destination`: its memory may be given back to the system, if that keeps the promise of
+    /// initialised bytes.
+    fn release(&mut self, slot: SlotId) {
+        let _ = slot;
     }
 
     /// How many slots may be loading at once. Only staging arenas need to bound it (at least 1).

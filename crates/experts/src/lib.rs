@@ -4,6 +4,7 @@
 //! * [`plan`]: bytes → slots. Nothing is allocated that the plan has not named.
 //! * [`bank`]: who is in which slot, leases, and the two-phase resolution of one layer's request.
 //! * [`read`]: bytes from files into slots, with faults on demand for tests.
+//! * [`prefetch`]: whether reading ahead of demand pays.
 //! * [`policy`], [`trace`], [`mod@replay`], [`stats`]: who leaves, what happened, what would have happened.
 //!
 //! No maths lives here and no model: the bank sees layers, expert ids and byte ranges. A miss changes bytes
@@ -14,13 +15,14 @@ pub mod bank;
 mod error;
 pub mod plan;
 pub mod policy;
+pub mod prefetch;
 pub mod read;
 pub mod replay;
 pub mod stats;
 pub mod trace;
 
 pub use arena::{Arena, Destination};
-pub use bank::{Bank, Resident};
+pub use bank::{Bank, Resident, Schedule};
 pub use error::Error;
 pub use plan::{BankPlan, BankSize, LayerExperts, LayerPlan, SizeClass, SlotId};
 pub use policy::{ExpertKey, Policy, lru::Lru};

@@ -107,6 +107,15 @@ pub struct SizeClass {
     pub slot_bytes: u64,
     /// Slots of the class.
     pub slots: u32,
+    /// Slots beside them, for experts that are read ahead of demand.
+    pub spares: u32,
+}
+
+impl SizeClass {
+    /// Bytes of all slots and spares.
+    pub fn bytes(&self) -> u64 {
+        self.slot_bytes * u64::from(self.slots + self.spares)
+    }
 }
 
 /// One family inside a part.
@@ -161,6 +170,11 @@ pub struct LayerPlan {
     pub slots_min: u32,
     /// Slots that this one can hold at most.
     pub slots_max: u32,
+    /// Slots that are this one's while every layer runs a prompt, and what a prompt leaves it.
+    pub share: u32,
+    /// Slots that it can hold while it runs a prompt.
+    #[serde(skip)]
+    pub(crate) slots_wide: u32,
     /// Bytes of one expert, all families, as they are in the file.
     pub expert_bytes: u64,
     /// Bytes of one expert in packed form; 0 where there is none.
@@ -198,6 +212,8 @@ pub struct BankPlan {
     all_bytes: u64,
     top_k: u32,
     resident: bool,
+    /// The same number of slots for every layer.
+    fixed: bool,
     classes: Vec<SizeClass>,
     layers: Vec<LayerPlan>,
 }
@@ -262,10 +278,59 @@ impl BankPlan {
         divide(budget, per_layer_min, &planned, &mut classes);
         let fixed = matches!(size, BankSize::SlotsPerLayer(_));
         set_bounds(&mut planned, &classes, if fixed { per_layer_min } else { top_k }, fixed);
-        let arena_bytes = classes.iter().map(|class| class.slot_bytes * u64::from(class.slots)).sum();
+        let arena_bytes = classes.iter().map(SizeClass::bytes).sum();
         let resident =
             planned.iter().all(|layer| layer.slots_max == layer.n_expert) && arena_bytes == all_bytes;
-        Ok(BankPlan { arena_bytes, floor_bytes, all_bytes, top_k, resident, classes, layers: planned })
+        Ok(BankPlan { arena_bytes, floor_bytes, all_bytes, top_k, resident, fixed, classes, layers: planned })
+    }
+
+    /// Sets up to `spares` slots of each class aside for experts that are read ahead of demand. They come out of the budget, as far as
+    /// the floors allow; on top of it where a number of slots per layer was asked for. A bank that holds every expert has no use for them.
+    pub fn with_spares(mut self, spares: u32) -> BankPlan {
+        if self.resident {
+            return self;
+        }
+        for (c, class) in self.classes.iter_mut().enumerate() {
+            let floor = slots_of(&self.layers, c, self.top_k) as u32;
+            class.spares = if self.fixed { spares } else { spares.min(class.slots.saturating_sub(floor)) };
+            class.slots -= if self.fixed { 0 } else { class.spares };
+        }
+        if !self.fixed {
+            set_bounds(&mut self.layers, &self.classes, self.top_k, false);
+        }
+        self.arena_bytes = self.classes.iter().map(SizeClass::bytes).sum();
+        self
+    }
+
+    /// Slots by class for about `bytes` in all, spares included: between the floors and what was planned, in proportion.
+    pub(crate) fn slots_for_bytes(&self, bytes: u64) -> Vec<u32> {
+        let floors: Vec<u64> =
+            (0..self.classes.len()).map(|c| slots_of(&self.layers, c, self.top_k)).collect();
+        let least: u64 = self
+            .classes
+            .iter()
+            .zip(&floors)
+            .map(|(class, floor)| class.slot_bytes * (floor + u64::from(class.spares)))
+            .sum();
+        let above = u128::from(bytes.clamp(least, self.arena_bytes.max(least)) - least);
+        let whole = u128::from((self.arena_bytes - least).max(1));
+        let slots = |(class, floor): (&SizeClass, &u64)| {
+            let beyond = u128::from(u64::from(class.slots).saturating_sub(*floor));
+            class.slots.min((u128::from(*floor) + beyond * above / whole) as u32)
+        };
+        self.classes.iter().zip(&floors).map(slots).collect()
+    }
+
+    /// Sets the bounds of the layers for these slots by class; the classes stay as they were planned.
+    pub(crate) fn bound_to(&mut self, slots: &[u32]) {
+        let mut classes = self.classes.clone();
+        classes.iter_mut().zip(slots).for_each(|(class, &slots)| class.slots = slots);
+        set_bounds(&mut self.layers, &classes, self.top_k, false);
+    }
+
+    /// Whether every layer was given the same number of slots, by name.
+    pub(crate) fn is_fixed(&self) -> bool {
+        self.fixed
     }
 
     /// Bytes that the arena allocates.
@@ -344,7 +409,9 @@ impl BankPlan {
             return format!("all {experts} experts of {layers} layers resident{packed}");
         }
         let floor = human_bytes(self.floor_bytes);
-        format!("{slots} slots for {experts} experts of {layers} layers{packed}, floor {floor}")
+        let spares: u32 = self.classes.iter().map(|class| class.spares).sum();
+        let spare = if spares > 0 { format!(" and {spares} spare") } else { String::new() };
+        format!("{slots}{spare} slots for {experts} experts of {layers} layers{packed}, floor {floor}")
     }
 }
 
@@ -396,6 +463,8 @@ fn plan_layer(
         class: 0,
         slots_min: 0,
         slots_max: 0,
+        share: 0,
+        slots_wide: 0,
         expert_bytes,
         packed_bytes,
         parts,
@@ -460,7 +529,7 @@ fn assign_classes(layers: &mut [LayerPlan]) -> Vec<SizeClass> {
         let slot_bytes = layers[i].slot_bytes();
         match classes.last() {
             Some(class) if (class.slot_bytes - slot_bytes) * 32 <= class.slot_bytes => {}
-            _ => classes.push(SizeClass { slot_bytes, slots: 0 }),
+            _ => classes.push(SizeClass { slot_bytes, slots: 0, spares: 0 }),
         }
         layers[i].class = (classes.len() - 1) as u16;
     }
@@ -512,6 +581,10 @@ fn divide(budget: u64, per_layer_min: u32, layers: &[LayerPlan], classes: &mut [
     classes.iter_mut().zip(counts).for_each(|(class, n)| class.slots = n.try_into().unwrap_or(u32::MAX));
 }
 
+/// Slots of a class that belong to no layer's share, at most: the layer that runs a prompt reads into them while it computes with
+/// others.
+const RING_SLOTS: u32 = 16;
+
 /// The bounds of each layer: its floor, and what the floors of the others leave it.
 fn set_bounds(layers: &mut [LayerPlan], classes: &[SizeClass], floor: u32, fixed: bool) {
     for layer in layers.iter_mut() {
@@ -522,6 +595,16 @@ fn set_bounds(layers: &mut [LayerPlan], classes: &[SizeClass], floor: u32, fixed
         for layer in layers.iter_mut().filter(|l| l.class as usize == c) {
             let reachable = class.slots - (floors - layer.slots_min);
             layer.slots_max = if fixed { layer.slots_min } else { layer.n_expert.min(reachable) };
+        }
+        let members = layers.iter().filter(|l| l.class as usize == c).count().max(1) as u32;
+        let whole: u64 = layers.iter().filter(|l| l.class as usize == c).map(|l| u64::from(l.n_expert)).sum();
+        let all_fit = u64::from(class.slots) >= whole;
+        let beyond = if fixed { 0 } else { class.slots - floors };
+        let ring = if all_fit { 0 } else { (beyond / 4).min(RING_SLOTS) };
+        for layer in layers.iter_mut().filter(|l| l.class as usize == c) {
+            let share = if all_fit { layer.n_expert } else { layer.slots_min + (beyond - ring) / members };
+            layer.share = layer.slots_max.min(share);
+            layer.slots_wide = layer.slots_max.min(layer.share + ring);
         }
     }
 }

@@ -32,6 +32,20 @@ pub struct Counters {
     pub promotions: u64,
     /// Hits on experts in packed form.
     pub packed_hits: u64,
+    /// Experts that were guessed for the calls that had a guess.
+    pub guessed: u64,
+    /// Those of them that the calls then named.
+    pub guessed_right: u64,
+    /// Experts whose reading ahead of demand was asked for.
+    pub ahead: u64,
+    /// Misses that found their bytes read ahead, or on the way.
+    pub ahead_used: u64,
+    /// Those of them that were still on the way.
+    pub ahead_late: u64,
+    /// Experts that were given up before the drive began with them.
+    pub ahead_cancelled: u64,
+    /// Bytes that were read ahead for nothing.
+    pub ahead_wasted_bytes: u64,
 }
 
 impl Counters {
@@ -43,10 +57,23 @@ impl Counters {
     /// The counters without what depends on the clock or on who computes: equal for a run and the replay of its trace.
     pub fn without_time(mut self) -> Self {
         (self.stall_ns, self.promotions, self.packed_hits) = (0, 0, 0);
+        (self.ahead, self.ahead_used, self.ahead_late, self.ahead_cancelled) = (0, 0, 0, 0);
+        (self.guessed, self.guessed_right, self.ahead_wasted_bytes) = (0, 0, 0);
         self
     }
 
+    /// What was counted since `before`, a reading of the same counters.
+    pub fn since(&self, before: &Counters) -> Self {
+        let mut since = *self;
+        since.zip(before, |now, before| now - before);
+        since
+    }
+
     fn add(&mut self, other: &Counters) {
+        self.zip(other, |sum, more| sum + more);
+    }
+
+    fn zip(&mut self, other: &Counters, with: impl Fn(u64, u64) -> u64) {
         let Counters {
             calls,
             refs,
@@ -61,20 +88,39 @@ impl Counters {
             failed,
             promotions,
             packed_hits,
+            guessed,
+            guessed_right,
+            ahead,
+            ahead_used,
+            ahead_late,
+            ahead_cancelled,
+            ahead_wasted_bytes,
         } = other;
-        self.calls += calls;
-        self.refs += refs;
-        self.unique += unique;
-        self.hits += hits;
-        self.misses += misses;
-        self.bytes_read += bytes_read;
-        self.reads += reads;
-        self.stall_ns += stall_ns;
-        self.evictions += evictions;
-        self.cold += cold;
-        self.failed += failed;
-        self.promotions += promotions;
-        self.packed_hits += packed_hits;
+        let pairs = [
+            (&mut self.calls, calls),
+            (&mut self.refs, refs),
+            (&mut self.unique, unique),
+            (&mut self.hits, hits),
+            (&mut self.misses, misses),
+            (&mut self.bytes_read, bytes_read),
+            (&mut self.reads, reads),
+            (&mut self.stall_ns, stall_ns),
+            (&mut self.evictions, evictions),
+            (&mut self.cold, cold),
+            (&mut self.failed, failed),
+            (&mut self.promotions, promotions),
+            (&mut self.packed_hits, packed_hits),
+            (&mut self.guessed, guessed),
+            (&mut self.guessed_right, guessed_right),
+            (&mut self.ahead, ahead),
+            (&mut self.ahead_used, ahead_used),
+            (&mut self.ahead_late, ahead_late),
+            (&mut self.ahead_cancelled, ahead_cancelled),
+            (&mut self.ahead_wasted_bytes, ahead_wasted_bytes),
+        ];
+        for (a, b) in pairs {
+            *a = with(*a, *b);
+        }
     }
 }
 

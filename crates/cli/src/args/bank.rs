@@ -3,7 +3,11 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use engine::{AttentionMode, BankSize, CacheType, EngineOptions, Promote, ReaderChoice, ReaderKind};
+use engine::{
+    AttentionMode, BankSize, CacheType, EngineOptions, Prefetch, Promote, ReaderChoice, ReaderKind,
+};
+
+use super::flash_moe::FlashMoeArgs;
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Loading and streaming")]
@@ -11,7 +15,10 @@ pub(crate) struct BankArgs {
     /// Resident experts: a size over all layers (8GiB, 512MiB), slots per layer (64), `auto` or `all`
     #[arg(long, value_name = "SIZE|N|auto|all", default_value = "auto", value_parser = parse_bank, alias = "moe-slot-bank")]
     pub(crate) bank: BankSize,
-    /// Prompt tokens per forward pass
+    /// Prompt tokens that pass through a layer together: its experts are read once for all of them
+    #[arg(short, long, value_name = "N", default_value_t = EngineOptions::default().batch, value_parser = positive(), alias = "batch-size")]
+    batch: u32,
+    /// Prompt tokens that attention computes at once
     #[arg(long, value_name = "N", default_value_t = EngineOptions::default().ubatch, value_parser = positive(), alias = "ubatch-size")]
     ubatch: u32,
     /// Positions to keep [default: the smaller of the model's context and 8192]
@@ -33,8 +40,21 @@ pub(crate) struct BankArgs {
     /// that way, always (fewer slots), or never
     #[arg(long, value_enum, value_name = "WHEN", default_value_t = PromoteArg::Auto)]
     promote: PromoteArg,
-    /// Experts per token, when fewer than the model's own number are wanted
-    #[arg(long, value_name = "N", value_parser = positive())]
+    /// Who guesses the experts that the next layer will need, so that they are read before it asks: its router, as long as decoding is
+    /// measurably faster that way (auto), its router always, the previous token, or nobody
+    #[arg(long, value_enum, value_name = "WHO", default_value_t = PrefetchArg::Auto)]
+    prefetch: PrefetchArg,
+    /// Experts that may be read ahead at a time
+    #[arg(long, value_name = "N", default_value_t = EngineOptions::default().prefetch_experts)]
+    prefetch_experts: u32,
+    /// Wait for all experts of a layer before computing any: slower, same results; the reference for computing hits meanwhile
+    #[arg(long, hide = true)]
+    no_hits_first: bool,
+    /// Read the experts of a layer one after the other: the reference for reading all gate and up matrices before any down
+    #[arg(long, hide = true)]
+    no_ordered_reads: bool,
+    /// Experts per token, when fewer than the model's own number are wanted; 0 is that number
+    #[arg(long, value_name = "N")]
     moe_topk: Option<u32>,
     /// Positions a token may attend to: picked by the model's indexer, all, or only the most recent
     #[arg(long, value_enum, value_name = "MODE", default_value_t = AttentionChoice::Sparse)]
@@ -62,6 +82,8 @@ pub(crate) struct BankArgs {
     /// Write the selected positions and expert ids of each layer and token as JSON
     #[arg(long, value_name = "FILE")]
     pub(crate) dump: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) flash_moe: FlashMoeArgs,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -85,11 +107,20 @@ enum PromoteArg {
     Never,
 }
 
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum PrefetchArg {
+    Off,
+    Auto,
+    NextLayer,
+    Previous,
+}
+
 impl BankArgs {
     /// The one place where flags become engine options.
     pub(crate) fn options(&self) -> EngineOptions {
-        EngineOptions {
+        let mut options = EngineOptions {
             bank: self.bank,
+            batch: self.batch,
             ubatch: self.ubatch,
             context: self.context,
             cache_type: match self.cache_type {
@@ -105,7 +136,16 @@ impl BankArgs {
                 PromoteArg::Always => Promote::Always,
                 PromoteArg::Never => Promote::Never,
             },
-            moe_topk: self.moe_topk,
+            prefetch: match self.prefetch {
+                PrefetchArg::Off => Prefetch::Off,
+                PrefetchArg::Auto => Prefetch::Auto,
+                PrefetchArg::NextLayer => Prefetch::NextLayer,
+                PrefetchArg::Previous => Prefetch::Previous,
+            },
+            prefetch_experts: self.prefetch_experts,
+            hits_first: !self.no_hits_first,
+            ordered_reads: !self.no_ordered_reads,
+            moe_topk: self.moe_topk.filter(|&n| n > 0),
             attention: match self.attention {
                 AttentionChoice::Sparse => AttentionMode::Sparse,
                 AttentionChoice::Dense => AttentionMode::Dense,
@@ -119,7 +159,9 @@ impl BankArgs {
             io_split: self.io_split,
             stripe: self.stripe,
             ..EngineOptions::default()
-        }
+        };
+        self.flash_moe.apply(&mut options);
+        options
     }
 
     /// As typed, for reports.

@@ -3,6 +3,7 @@
 //! [`BankArgs`] (how it is loaded and streamed), [`SamplingArgs`] (how tokens are chosen).
 
 mod bank;
+mod flash_moe;
 mod model;
 mod sampling;
 

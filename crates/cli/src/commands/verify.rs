@@ -1,6 +1,6 @@
 //! `slotbank verify`: are these still the bytes that were recorded? Names every bad entry, then fails.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -41,7 +41,6 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     if args.model.sidecar.len() > 1 {
         return Err(Failure::usage("several sidecars are given", "verify one copy after the other"));
     }
-    let stop = Arc::new(AtomicBool::new(false));
     let options = Options {
         sidecar: args.model.sidecar.first().cloned(),
         mode: if args.quick { Mode::Quick } else { Mode::Full },
@@ -49,16 +48,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
         packers: engine::known_packers(),
         write_sums: args.write_sums,
         threads: None,
-        stop: Some(stop.clone()),
+        stop: None,
     };
-    let waiting = interrupt::Generating::begin();
-    let bar = Bar::bytes(args.quiet, 0, "");
-    let report = verify(&path, &options, &mut |progress| {
-        stop.store(waiting.stop_flag().load(Ordering::Relaxed), Ordering::Relaxed);
-        bar.set(progress.bytes_done, progress.bytes_total, format!("{} bad", progress.bad));
-    });
-    drop((bar, waiting));
-    let report = report?;
+    let report = with_progress(&path, options, args.quiet)?;
     if args.json {
         ui::print_json(&report)?;
     } else {
@@ -73,6 +65,38 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
         Err(_) if args.json => Ok(ExitCode::from(Class::Integrity.exit_code())),
         Err(error) => Err(error.into()),
     }
+}
+
+/// The same check before a run: a bad model is not run.
+pub(crate) fn before_run(model: &session::Model, quiet: bool) -> Result<(), Failure> {
+    let options = Options {
+        sidecar: model.sidecar.clone(),
+        mode: Mode::Full,
+        against: None,
+        packers: engine::known_packers(),
+        write_sums: false,
+        threads: None,
+        stop: None,
+    };
+    let report = with_progress(&model.path, options, quiet)?;
+    if !quiet || !report.bad.is_empty() {
+        ui::note(render(&report));
+    }
+    Ok(report.check()?)
+}
+
+/// With a bar, and until somebody interrupts.
+fn with_progress(path: &Path, mut options: Options, quiet: bool) -> Result<Report, Failure> {
+    let stop = Arc::new(AtomicBool::new(false));
+    options.stop = Some(stop.clone());
+    let waiting = interrupt::Generating::begin();
+    let bar = Bar::bytes(quiet, 0, "");
+    let report = verify(path, &options, &mut |progress| {
+        stop.store(waiting.stop_flag().load(Ordering::Relaxed), Ordering::Relaxed);
+        bar.set(progress.bytes_done, progress.bytes_total, format!("{} bad", progress.bad));
+    });
+    drop((bar, waiting));
+    Ok(report?)
 }
 
 fn render(report: &Report) -> String {

@@ -3,6 +3,7 @@
 use std::io::IsTerminal;
 use std::time::Duration;
 
+use engine::PromptProgress;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 pub(crate) struct Bar(ProgressBar);
@@ -36,6 +37,43 @@ impl Bar {
         self.0.set_length(total);
         self.0.set_position(done);
         self.0.set_message(message.into());
+    }
+}
+
+/// A prompt on its way, once it takes long enough to be noticed.
+pub(crate) struct PromptBar {
+    bar: Option<Bar>,
+    quiet: bool,
+}
+
+impl PromptBar {
+    /// Faster prompts show nothing.
+    const AFTER: Duration = Duration::from_millis(500);
+
+    pub(crate) fn new(quiet: bool) -> Self {
+        Self { bar: None, quiet }
+    }
+
+    pub(crate) fn set(&mut self, progress: &PromptProgress) {
+        let elapsed = Duration::from_nanos(progress.elapsed_ns);
+        if elapsed < Self::AFTER {
+            return;
+        }
+        let total = progress.tokens_total as u64;
+        let done = progress.share() * progress.tokens_total as f64;
+        let seconds = elapsed.as_secs_f64();
+        let reads = match progress.bytes_read {
+            0 => String::new(),
+            bytes => format!(
+                ", {:.2} GB/s, each expert for {:.1} tokens",
+                bytes as f64 / 1e9 / seconds,
+                progress.refs as f64 / progress.unique.max(1) as f64
+            ),
+        };
+        let bar = self.bar.get_or_insert_with(|| {
+            Bar::with_template(self.quiet, total, "prompt [{bar:28}] {pos}/{len} tokens eta {eta} {msg}")
+        });
+        bar.set(done as u64, total, format!("{:.1} tokens/s{reads}", done / seconds));
     }
 }
 

@@ -1,6 +1,6 @@
 //! What a generation cost: speed, hits, bytes, and the time spent waiting for the disk.
 
-use engine::{Finish, Generation};
+use engine::{Finish, Generation, Phase};
 use experts::Counters;
 use serde::Serialize;
 
@@ -17,6 +17,9 @@ pub(crate) struct RunStats {
     /// Forward passes behind `decode_ns`; the first token of each generation comes with the prompt.
     pub(crate) decode_passes: u64,
     pub(crate) decode_ns: u64,
+    /// Nanoseconds of the prompt and of the passes after it, by what they went into; each adds up to the whole.
+    pub(crate) prompt_went: Vec<(&'static str, u64)>,
+    pub(crate) decode_went: Vec<(&'static str, u64)>,
     /// Absent when the routed experts are left out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) experts: Option<ExpertStats>,
@@ -46,6 +49,8 @@ impl RunStats {
         self.generated_tokens += emitted;
         self.decode_passes += generation.decode_passes as u64;
         self.decode_ns += generation.decode_ns;
+        add_times(&mut self.prompt_went, generation.prompt_ns, &generation.prompt);
+        add_times(&mut self.decode_went, generation.decode_ns, &generation.decode);
     }
 
     /// Takes the bank's counters since the load.
@@ -71,6 +76,11 @@ impl RunStats {
         table.row(["prompt".to_owned(), speed(self.prompt_tokens, self.prompt_tokens, self.prompt_ns)]);
         table
             .row(["generation".to_owned(), speed(self.generated_tokens, self.decode_passes, self.decode_ns)]);
+        for (name, went) in [("prompt time", &self.prompt_went), ("token time", &self.decode_went)] {
+            if let Some(shares) = shares(went) {
+                table.row([name.to_owned(), shares]);
+            }
+        }
         if let Some(experts) = &self.experts {
             table.row([
                 "experts".to_owned(),
@@ -94,6 +104,32 @@ impl RunStats {
         table.row(["backend", &self.backend]);
         Paint::Dim.on(&table.render("  "))
     }
+}
+
+/// Adds what `whole_ns` went into; what nobody measured is "other".
+fn add_times(went: &mut Vec<(&'static str, u64)>, whole_ns: u64, phase: &Phase) {
+    let parts = phase.parts.named().into_iter().chain([("waiting for reads", phase.experts.stall_ns)]);
+    let mut left_ns = whole_ns;
+    let mut add = |name, ns| match went.iter_mut().find(|part| part.0 == name) {
+        Some(part) => part.1 += ns,
+        None => went.push((name, ns)),
+    };
+    for (name, ns) in parts {
+        let ns = ns.min(left_ns);
+        left_ns -= ns;
+        add(name, ns);
+    }
+    add("other", left_ns);
+}
+
+/// The largest first, as shares of the whole; nothing where nothing ran.
+fn shares(went: &[(&'static str, u64)]) -> Option<String> {
+    let whole: u64 = went.iter().map(|part| part.1).sum();
+    let mut parts: Vec<_> = went.iter().filter(|part| part.1 * 200 >= whole.max(1)).collect();
+    parts.sort_by_key(|part| std::cmp::Reverse(part.1));
+    let share =
+        |part: &&(&'static str, u64)| format!("{} {}", part.0, units::percent(part.1 as f64 / whole as f64));
+    (whole > 0).then(|| parts.iter().map(share).collect::<Vec<_>>().join(", "))
 }
 
 /// Why it ended, where that is not simply the length asked for.

@@ -1,6 +1,6 @@
 //! `bench speed` and `bench kernels`: shapes and counts, never speeds.
 
-use crate::support::{Place, silent};
+use crate::support::{Place, package, silent};
 
 #[test]
 fn speed_measures_what_was_asked_and_counts_tokens() {
@@ -193,4 +193,26 @@ fn kernels_measures_what_its_ideas_are_worth() {
     }
     let text = run("--formats Q4_K --ablate --dispatch").stdout;
     assert!(text.contains("unpack once for 16 columns") && text.contains("after 1 ms"), "{text}");
+}
+
+#[test]
+fn speed_prints_what_llama_bench_prints() {
+    let place = Place::new();
+    package(&place, "m");
+    let args = "bench speed m -p 4 -n 3 -r 1 --bank 3 -t 1 -o";
+    let csv = place.run(&format!("{args} csv")).expect(0).stdout;
+    let lines: Vec<&str> = csv.lines().collect();
+    assert_eq!(lines.len(), 3, "{csv}");
+    for column in ["model", "n_threads", "test", "avg_ts", "hit_rate", "gb_per_token", "cpu_s_per_token"] {
+        assert!(lines[0].split(',').any(|name| name == column), "no {column} in {}", lines[0]);
+    }
+    assert!(lines[1].contains("\"pp4\"") && lines[2].contains("\"tg3\""), "{csv}");
+    let jsonl = place.run(&format!("{args} jsonl")).expect(0).stdout;
+    for line in jsonl.lines() {
+        let record: serde_json::Value = serde_json::from_str(line).expect("an object per line");
+        assert!(record["avg_ts"].as_f64().expect("a number") > 0.0);
+    }
+    let md = place.run(&format!("{args} md")).expect(0).stdout;
+    assert!(md.starts_with("| model | ") && md.lines().count() == 4, "{md}");
+    assert_eq!(place.run(&format!("{args} json")).expect(0).json()["tests"][0]["test"], "prefill");
 }

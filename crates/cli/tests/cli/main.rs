@@ -5,6 +5,7 @@ mod chat;
 mod demo;
 mod errors;
 mod eval;
+mod flash_moe;
 mod help;
 mod interrupt;
 mod logits;

@@ -141,7 +141,7 @@ pub struct RopeSpec {
 /// What scratch is sized for: the largest operation of each kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ScratchSpec {
-    /// Tokens of one step at most.
+    /// Tokens that one operation takes at most, routed experts aside.
     pub rows: usize,
     /// Elements of the longest activation row.
     pub row: usize,
@@ -153,6 +153,8 @@ pub struct ScratchSpec {
     pub index_heads: usize,
     /// Elements of an index key.
     pub index_head_dim: usize,
+    /// Tokens that the routed experts take at most, and elements of each.
+    pub routed: [usize; 2],
 }
 
 /// How each token's positions are chosen in one layer.

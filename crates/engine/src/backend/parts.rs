@@ -1,4 +1,4 @@
-//! Where the time of a step goes: operations by kind. Off until someone asks, since a clock is read twice per operation.
+//! Where the time of a step goes: operations by kind. It can be switched off, since a clock is read twice per operation.
 
 use std::time::Instant;
 
@@ -44,6 +44,15 @@ impl PartTimes {
             ("rows", self.rows_ns),
             ("packing", self.packing_ns),
         ]
+    }
+
+    /// What was measured since `before`, a reading of the same clock.
+    pub fn since(mut self, before: PartTimes) -> PartTimes {
+        for part in [Part::Dense, Part::Experts, Part::Attention, Part::Indexer, Part::Rows, Part::Packing] {
+            let mut before = before;
+            *self.of(part) -= *before.of(part);
+        }
+        self
     }
 
     fn of(&mut self, part: Part) -> &mut u64 {

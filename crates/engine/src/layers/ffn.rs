@@ -16,11 +16,12 @@ pub(crate) struct Ffn {
 pub(crate) struct FfnState {
     gate: Buf, // [ubatch, width]
     up: Buf,   // [ubatch, width]
+    ubatch: usize,
 }
 
 impl FfnState {
     pub(crate) fn new(loader: &mut Loader<'_>, ubatch: usize, width: usize) -> Self {
-        Self { gate: loader.buffer(ubatch * width), up: loader.buffer(ubatch * width) }
+        Self { gate: loader.buffer(ubatch * width), up: loader.buffer(ubatch * width), ubatch }
     }
 }
 
@@ -46,8 +47,11 @@ impl Ffn {
     pub(crate) fn forward(&self, b: &mut dyn Backend, s: &FfnState, x: View, rows: usize, y: View) {
         let gate = View::rows(s.gate, self.width);
         let up = View::rows(s.up, self.width);
-        b.matmul(x, rows, &[(self.gate, gate), (self.up, up)]);
-        b.silu_mul(gate, up, self.width, rows);
-        b.matmul(gate, rows, &[(self.down, y)]);
+        for first in (0..rows).step_by(s.ubatch) {
+            let (rows, x, y) = (s.ubatch.min(rows - first), x.from_row(first), y.from_row(first));
+            b.matmul(x, rows, &[(self.gate, gate), (self.up, up)]);
+            b.silu_mul(gate, up, self.width, rows);
+            b.matmul(gate, rows, &[(self.down, y)]);
+        }
     }
 }

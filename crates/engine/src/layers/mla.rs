@@ -75,7 +75,8 @@ pub(crate) struct MlaState {
     index_q: Buf,      // [ubatch, index_heads, index_head_dim]
     index_k: Buf,      // [ubatch, index_head_dim]
     index_weight: Buf, // [ubatch, index_heads]
-    pub(crate) selection: SelectionId,
+    /// One per micro-batch of a batch: layers without an indexer use what the last one with has chosen.
+    pub(crate) selections: Vec<SelectionId>,
     pub(crate) rope: RopeId,
 }
 
@@ -83,7 +84,7 @@ impl MlaState {
     pub(crate) fn new(
         loader: &mut Loader<'_>,
         c: &MlaConfig,
-        ubatch: usize,
+        [batch, ubatch]: [usize; 2],
         context: usize,
         rope: RopeId,
     ) -> Self {
@@ -98,7 +99,9 @@ impl MlaState {
             index_q: loader.buffer(ubatch * c.index_n_heads * c.index_head_dim),
             index_k: loader.buffer(ubatch * c.index_head_dim),
             index_weight: loader.buffer(ubatch * c.index_n_heads),
-            selection: loader.selection(ubatch, c.index_topk, context),
+            selections: (0..batch.div_ceil(ubatch))
+                .map(|_| loader.selection(ubatch, c.index_topk, context))
+                .collect(),
             rope,
         }
     }
@@ -140,6 +143,7 @@ impl Mla {
         s: &MlaState,
         latents: CacheId,
         index_keys: Option<CacheId>,
+        selection: SelectionId,
         x: View,
         rows: Rows,
         out: View,
@@ -183,7 +187,7 @@ impl Mla {
             Some((i, keys)) => {
                 let index_q = View::rows(s.index_q, c.index_n_heads * c.index_head_dim).from_row(first);
                 b.matmul(q_latent, n, &[(self.q_b, q_wanted), (i.q_b, index_q)]);
-                i.select(b, c, s, keys, rows);
+                i.select(b, c, s, keys, selection, rows);
             }
             None => b.matmul(q_latent, n, &[(self.q_b, q_wanted)]),
         }
@@ -201,7 +205,7 @@ impl Mla {
             latent,
             rope,
             scale: c.softmax_scale,
-            selection: s.selection,
+            selection,
             out: z,
         };
         b.attention_latent(&attention, rows.wanted());
@@ -258,7 +262,15 @@ impl Indexer {
     }
 
     /// Selects positions for the wanted rows.
-    fn select(&self, b: &mut dyn Backend, c: &MlaConfig, s: &MlaState, keys: CacheId, rows: Rows) {
+    fn select(
+        &self,
+        b: &mut dyn Backend,
+        c: &MlaConfig,
+        s: &MlaState,
+        keys: CacheId,
+        selection: SelectionId,
+        rows: Rows,
+    ) {
         let (heads, dim) = (c.index_n_heads, c.index_head_dim);
         let (first, n) = (rows.first_wanted, rows.wanted().len());
         let q = View::rows(s.index_q, heads * dim);
@@ -275,6 +287,6 @@ impl Indexer {
             head_dim: dim,
             top_k: c.index_topk,
         };
-        b.sparse_index(s.selection, &index, rows.start, rows.wanted());
+        b.sparse_index(selection, &index, rows.start, rows.wanted());
     }
 }

@@ -1,6 +1,8 @@
 //! Blocks shared by the models. `moe` is the only one that knows the bank.
 
 pub(crate) mod ffn;
+pub(crate) mod lookahead;
 pub(crate) mod mla;
 pub(crate) mod moe;
+pub(crate) mod oracle;
 pub(crate) mod router;

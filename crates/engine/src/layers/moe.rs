@@ -4,16 +4,21 @@
 //! lands. Every (token, choice) pair has its own output row and the rows are summed in router order at the end, so
 //! neither arrival order nor grouping can change the result.
 
+use std::sync::Arc;
+
 use experts::Bank;
 use files::Family;
 
-use crate::Error;
 use crate::backend::{Backend, Buf, Routed, RoutedSpec, View, WeightId};
 use crate::layers::ffn::{Ffn, FfnState};
-use crate::layers::router::{RouterConfig, RouterState, route};
+use crate::layers::lookahead::{Lookahead, Router};
+use crate::layers::oracle::Oracle;
+use crate::layers::router::{RouterConfig, RouterState, route, weigh};
 use crate::load::Loader;
 use crate::models::{Rows, Step};
+use crate::options::Routing;
 use crate::packed;
+use crate::{EngineOptions, Error};
 
 /// Sizes shared by all routed layers.
 #[derive(Debug, Clone)]
@@ -28,7 +33,7 @@ pub(crate) struct MoeConfig {
 pub(crate) struct Moe {
     layer: u32,
     router: WeightId, // [n_experts, hidden]
-    bias: Vec<f32>,   // [n_experts]
+    bias: Arc<[f32]>, // [n_experts]
     shared: Option<Ffn>,
     formats: [u32; 3],
     fused: bool,
@@ -38,27 +43,40 @@ pub(crate) struct Moe {
 /// Scratch of a pass, shared by all layers.
 pub(crate) struct MoeState {
     logits: Buf, // [ubatch, n_experts]
-    out: Buf,    // [ubatch * k, hidden]: every pair's own row, until all waves have come
+    ubatch: usize,
+    out: Buf, // [batch * k, hidden]: every pair's own row, until all waves have come
     router: RouterState,
-    ids: Vec<u32>,     // [ubatch * k], token-major, router order
-    weights: Vec<f32>, // [ubatch * k]
+    ids: Vec<u32>,     // [batch * k], token-major, router order
+    weights: Vec<f32>, // [batch * k]
     starts: Vec<u32>,  // [n_experts + 1]
-    pairs: Vec<u32>,   // [ubatch * k], sorted by expert
+    pairs: Vec<u32>,   // [batch * k], sorted by expert
+    lookahead: Lookahead,
+    routing: Routing,
+    /// Only where it routes.
+    oracle: Option<Oracle>,
 }
 
 impl MoeState {
-    pub(crate) fn new(loader: &mut Loader<'_>, c: &MoeConfig, ubatch: usize) -> Self {
-        let pairs = ubatch * c.router.top_k;
+    pub(crate) fn new(
+        loader: &mut Loader<'_>,
+        c: &MoeConfig,
+        [batch, ubatch]: [usize; 2],
+    ) -> Result<Self, Error> {
+        let pairs = batch * c.router.top_k;
         loader.routed_scratch(&RoutedSpec { pairs, n_ff: c.moe_intermediate_size });
-        Self {
+        Ok(Self {
             logits: loader.buffer(ubatch * c.router.n_experts),
+            ubatch,
             out: loader.buffer(pairs * c.hidden_size),
             router: RouterState::new(&c.router),
             ids: vec![0; pairs],
             weights: vec![0.0; pairs],
             starts: vec![0; c.router.n_experts + 1],
             pairs: vec![0; pairs],
-        }
+            lookahead: Lookahead::new(loader, &c.router)?,
+            routing: loader.options.routing,
+            oracle: oracle_of(loader.options)?,
+        })
     }
 
     /// Sorts the pairs by expert, keeping token order inside an expert.
@@ -87,14 +105,16 @@ impl Moe {
         let shared_width = c.n_shared_experts * c.moe_intermediate_size;
         let bias_name = format!("blk.{layer}.exp_probs_b.bias");
         let n_experts = c.router.n_experts;
-        let bias = if loader.has(&bias_name) {
-            loader.host_vector(&bias_name, n_experts)?
+        let bias: Arc<[f32]> = if loader.has(&bias_name) {
+            loader.host_vector(&bias_name, n_experts)?.into()
         } else {
-            vec![0.0; n_experts]
+            vec![0.0; n_experts].into()
         };
+        let router = loader.matrix(&format!("blk.{layer}.ffn_gate_inp.weight"), c.hidden_size, n_experts)?;
+        loader.routers.push(Router { layer, weight: router, bias: Arc::clone(&bias) });
         Ok(Self {
             layer,
-            router: loader.matrix(&format!("blk.{layer}.ffn_gate_inp.weight"), c.hidden_size, n_experts)?,
+            router,
             bias,
             shared: match shared_width {
                 0 => None,
@@ -126,13 +146,23 @@ impl Moe {
             self.shared_expert(step.backend, ffn, x, rows, y, c);
             return Ok(());
         };
-        self.route(step.backend, c, s, x, rows);
+        self.route(step.backend, c, s, x, rows)?;
         let (k, n) = (c.router.top_k, rows * c.router.top_k);
         if let Some(dump) = step.dump.as_deref_mut() {
             dump.experts(self.layer, start, k, &s.ids[..n], &s.weights[..n]);
         }
+        if s.routing == Routing::RouterOnly {
+            self.shared_expert(step.backend, ffn, x, rows, y, c);
+            return Ok(());
+        }
         s.group(n);
         bank.request(self.layer, &s.ids[..n], k as u32)?;
+        if rows == 1 {
+            let guess = s.lookahead.guess(step.backend, bank, &c.router, self.layer, x, &s.ids[..n]);
+            guess.inspect_err(|_| bank.abandon())?;
+        } else {
+            s.lookahead.pause(self.layer, k, rows).inspect_err(|_| bank.abandon())?;
+        }
         self.shared_expert(step.backend, ffn, x, rows, y, c);
         let call = Routed {
             layer: self.layer,
@@ -153,21 +183,42 @@ impl Moe {
         Ok(())
     }
 
-    fn route(&self, b: &mut dyn Backend, c: &MoeConfig, s: &mut MoeState, x: View, rows: usize) {
+    fn route(
+        &self,
+        b: &mut dyn Backend,
+        c: &MoeConfig,
+        s: &mut MoeState,
+        x: View,
+        rows: usize,
+    ) -> Result<(), Error> {
         let (n_experts, k) = (c.router.n_experts, c.router.top_k);
         let logits = View::rows(s.logits, n_experts);
-        b.matmul(x, rows, &[(self.router, logits)]);
+        let replayed = match &mut s.oracle {
+            Some(oracle) => Some(oracle.take(self.layer, k, rows)?),
+            None => None,
+        };
         for t in 0..rows {
             let pairs = t * k..(t + 1) * k;
+            if t.is_multiple_of(s.ubatch) {
+                b.matmul(x.from_row(t), s.ubatch.min(rows - t), &[(self.router, logits)]);
+            }
             route(
                 &c.router,
                 &mut s.router,
-                b.read(logits, t, n_experts),
+                b.read(logits, t % s.ubatch, n_experts),
                 &self.bias,
                 &mut s.ids[pairs.clone()],
-                &mut s.weights[pairs],
+                &mut s.weights[pairs.clone()],
             );
+            if let Some(replayed) = replayed {
+                s.ids[pairs.clone()].copy_from_slice(&replayed[pairs.clone()]);
+                weigh(&c.router, &s.router, &replayed[pairs.clone()], &mut s.weights[pairs]);
+            } else if let Routing::Force(expert) = s.routing {
+                s.ids[pairs.clone()].fill(expert);
+                s.weights[pairs].fill(1.0);
+            }
         }
+        Ok(())
     }
 
     /// The part of `y` that needs no routing; zero where the model has no shared expert.
@@ -184,6 +235,17 @@ impl Moe {
             Some(shared) => shared.forward(b, ffn, x, rows, y),
             None => b.zero(y, c.hidden_size, rows),
         }
+    }
+}
+
+/// The trace that routes, where one does.
+pub(crate) fn oracle_of(options: &EngineOptions) -> Result<Option<Oracle>, Error> {
+    match (&options.oracle, options.routing) {
+        (Some(path), Routing::Replay) => Oracle::open(path).map(Some),
+        (None, Routing::Replay) => {
+            Err(Error::Option { option: "routing", why: "a replay needs a trace".into() })
+        }
+        _ => Ok(None),
     }
 }
 

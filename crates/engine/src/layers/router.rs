@@ -54,6 +54,11 @@ pub(crate) fn route(
         limit_groups(c, s);
     }
     ops::top_k_ranked(&s.choice, &mut s.scratch, ids);
+    weigh(c, s, ids, weights);
+}
+
+/// The weights of given experts for the token that was routed last.
+pub(crate) fn weigh(c: &RouterConfig, s: &RouterState, ids: &[u32], weights: &mut [f32]) {
     for (weight, &id) in weights.iter_mut().zip(ids.iter()) {
         *weight = s.prob[id as usize];
     }

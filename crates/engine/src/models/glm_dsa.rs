@@ -13,7 +13,7 @@ use crate::layers::mla::{Mla, MlaConfig, MlaState};
 use crate::layers::moe::{Moe, MoeConfig, MoeState};
 use crate::layers::router::RouterConfig;
 use crate::load::Loader;
-use crate::options::{AttentionMode, CacheType};
+use crate::options::{AttentionMode, CacheType, Routing};
 use crate::{EngineOptions, Error, Want};
 
 pub(super) const ARCHITECTURE: Architecture = Architecture { names: &["glm-dsa"], load };
@@ -67,9 +67,10 @@ enum Mlp {
 
 /// Every buffer of a pass, allocated once.
 struct State {
-    x: Buf,      // [ubatch, hidden] residual stream
-    normed: Buf, // [ubatch, hidden]
-    y: Buf,      // [ubatch, hidden] output of a block
+    ubatch: usize,
+    x: Buf,      // [batch, hidden] residual stream
+    normed: Buf, // [batch, hidden]
+    y: Buf,      // [batch, hidden] output of a block
     logits: Buf, // [LOGIT_ROWS, vocab]
     mla: MlaState,
     ffn: FfnState,
@@ -91,7 +92,7 @@ fn load(loader: &mut Loader<'_>) -> Result<Box<dyn Model>, Error> {
     let context = planned_context(options, config.max_position_embeddings)?;
     let info = config.info(loader.checkpoint, context);
     let weights = Weights::load(loader, &config, options.attention == AttentionMode::Sparse)?;
-    let state = State::new(loader, &config, options.ubatch.min(context) as usize, context as usize);
+    let state = State::new(loader, &config, options.rows(context), context as usize)?;
     let caches = vec![config.sequence_cache(loader, context as usize, options)];
     Ok(Box::new(GlmDsa { config, weights, state, caches, info, attention: options.attention }))
 }
@@ -297,6 +298,17 @@ impl Keys<'_> {
             }
             Some(n) => n as usize,
         };
+        let n_experts = self.size_up_to("expert_count", EXPERTS_MAX)?;
+        let top_k = match options.routing {
+            Routing::Force(expert) if expert as usize >= n_experts => {
+                return Err(Error::Option {
+                    option: "--moe-force-expert",
+                    why: format!("expert {expert} asked, the model has 0 to {}", n_experts - 1),
+                });
+            }
+            Routing::Force(_) => 1,
+            _ => top_k,
+        };
         match self.size_or("expert_gating_func", 2)? {
             2 => {}
             other => return Err(self.wrong(format!("expert_gating_func {other} is not sigmoid (2)"))),
@@ -304,7 +316,7 @@ impl Keys<'_> {
         let scale = self.metadata.f32(&self.key("expert_weights_scale"))?.unwrap_or(1.0);
         Ok(MoeConfig {
             router: RouterConfig {
-                n_experts: self.size_up_to("expert_count", EXPERTS_MAX)?,
+                n_experts,
                 top_k,
                 n_group: self.size_or("expert_group_count", 1)?.max(1),
                 topk_group: self.size_or("expert_group_used_count", 1)?.max(1),
@@ -366,7 +378,12 @@ impl Weights {
 }
 
 impl State {
-    fn new(loader: &mut Loader<'_>, c: &Config, ubatch: usize, context: usize) -> Self {
+    fn new(
+        loader: &mut Loader<'_>,
+        c: &Config,
+        [batch, ubatch]: [usize; 2],
+        context: usize,
+    ) -> Result<Self, Error> {
         let shared = c.moe.n_shared_experts * c.moe.moe_intermediate_size;
         let rope = loader.rope_table(&RopeSpec {
             dim: c.mla.qk_rope_head_dim,
@@ -388,16 +405,18 @@ impl State {
             cache_width: c.mla.cache_width(),
             index_heads: if loader.options.attention == AttentionMode::Sparse { c.mla.index_n_heads } else { 0 },
             index_head_dim: c.mla.index_head_dim,
+            routed: [batch, c.hidden_size],
         });
-        Self {
-            x: loader.buffer(ubatch * c.hidden_size),
-            normed: loader.buffer(ubatch * c.hidden_size),
-            y: loader.buffer(ubatch * c.hidden_size),
+        Ok(Self {
+            ubatch,
+            x: loader.buffer(batch * c.hidden_size),
+            normed: loader.buffer(batch * c.hidden_size),
+            y: loader.buffer(batch * c.hidden_size),
             logits: loader.buffer(LOGIT_ROWS.min(ubatch) * c.vocab_size),
-            mla: MlaState::new(loader, &c.mla, ubatch, context, rope),
+            mla: MlaState::new(loader, &c.mla, [batch, ubatch], context, rope),
             ffn: FfnState::new(loader, ubatch, c.intermediate_size.max(shared)),
-            moe: MoeState::new(loader, &c.moe, ubatch),
-        }
+            moe: MoeState::new(loader, &c.moe, [batch, ubatch])?,
+        })
     }
 }
 
@@ -412,43 +431,50 @@ impl Model for GlmDsa {
 
     fn forward(&mut self, step: &mut Step<'_>) -> Result<(), Error> {
         let (c, w, s) = (&self.config, &self.weights, &mut self.state);
-        let (rows, start) = (step.tokens.len(), step.start);
         let cache = &self.caches[step.slot];
         let x = View::rows(s.x, c.hidden_size);
         let normed = View::rows(s.normed, c.hidden_size);
         let y = View::rows(s.y, c.hidden_size);
 
         step.backend.embed(w.token_embd, step.tokens, x);
-        match self.attention {
-            AttentionMode::Sparse => {} // each full layer selects
-            AttentionMode::Dense => step.backend.select(s.mla.selection, Select::All, start, rows),
-            AttentionMode::Recent => {
-                step.backend.select(s.mla.selection, Select::Recent(c.mla.index_topk), start, rows);
+        let how = match self.attention {
+            AttentionMode::Sparse => None, // each full layer selects
+            AttentionMode::Dense => Some(Select::All),
+            AttentionMode::Recent => Some(Select::Recent(c.mla.index_topk)),
+        };
+        if let Some(how) = how {
+            for ((_, rows), &selection) in step.rows(0, 2).parts(s.ubatch).zip(&s.mla.selections) {
+                step.backend.select(selection, how, rows.start, rows.count);
             }
         }
         for (i, layer) in w.layers.iter().enumerate() {
             let (latents, index_keys) = (cache.latents[i], cache.index_keys[i]);
             let rows = step.rows(i, w.layers.len());
             let b = &mut *step.backend;
-            b.rms_norm(x, layer.attn_norm, c.rms_norm_eps, rows.count, normed);
-            layer.attention.forward(b, &c.mla, &s.mla, latents, index_keys, normed, rows, y);
+            for ((first, rows), &selection) in rows.parts(s.ubatch).zip(&s.mla.selections) {
+                let [x, normed, y] = [x, normed, y].map(|view| view.from_row(first));
+                b.rms_norm(x, layer.attn_norm, c.rms_norm_eps, rows.count, normed);
+                let attention = &layer.attention;
+                attention.forward(b, &c.mla, &s.mla, latents, index_keys, selection, normed, rows, y);
+                if let (Some(dump), true) = (step.dump.as_deref_mut(), index_keys.is_some()) {
+                    for t in rows.wanted() {
+                        dump.selected(i as u32, rows.start + t, |out| b.selected(selection, t, out));
+                    }
+                }
+            }
             let n = rows.wanted().len();
             if n == 0 {
                 break; // the last layer, of which only the keys are needed
             }
             let [x, normed, y] = [x, normed, y].map(|view| view.from_row(rows.first_wanted));
             b.add(x, y, c.hidden_size, n);
-            if let (Some(dump), true) = (step.dump.as_deref_mut(), index_keys.is_some()) {
-                for t in rows.wanted() {
-                    dump.selected(i as u32, start + t, |out| b.selected(s.mla.selection, t, out));
-                }
-            }
             b.rms_norm(x, layer.ffn_norm, c.rms_norm_eps, n, normed);
             match &layer.mlp {
                 Mlp::Dense(ffn) => ffn.forward(b, &s.ffn, normed, n, y),
                 Mlp::Sparse(moe) => moe.forward(step, &c.moe, &mut s.moe, &s.ffn, normed, rows, y)?,
             }
             step.backend.add(x, y, c.hidden_size, n);
+            step.layer_done(i)?;
         }
         self.head(step);
         Ok(())
@@ -471,7 +497,7 @@ impl GlmDsa {
         let logits = View::rows(s.logits, c.vocab_size);
         let mut row = first;
         while row < rows {
-            let n = LOGIT_ROWS.min(rows - row);
+            let n = LOGIT_ROWS.min(s.ubatch).min(rows - row);
             b.rms_norm(x.shifted(row * c.hidden_size), w.output_norm, c.rms_norm_eps, n, normed);
             b.matmul(normed, n, &[(w.output, logits)]);
             for i in 0..n {

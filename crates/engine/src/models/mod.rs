@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use experts::Bank;
+use experts::{Bank, Counters};
 use files::Checkpoint;
 
 use crate::backend::{Backend, CacheId};
@@ -68,9 +68,18 @@ pub(crate) struct Step<'a> {
     /// Receives (position, logits) for each wanted position.
     pub(crate) sink: &'a mut dyn FnMut(usize, &[f32]),
     pub(crate) dump: Option<&'a mut Dump>,
+    /// Hears of every layer that is done, with what the bank has counted so far; false ends the step.
+    pub(crate) watch: Option<&'a mut dyn FnMut(usize, Counters) -> bool>,
 }
 
 impl Step<'_> {
+    /// To be called after layer `layer`. Errors: [`Error::Interrupted`].
+    pub(crate) fn layer_done(&mut self, layer: usize) -> Result<(), Error> {
+        let Some(watch) = self.watch.as_deref_mut() else { return Ok(()) };
+        let counters = self.bank.as_deref().map(|bank| bank.stats().total()).unwrap_or_default();
+        if watch(layer, counters) { Ok(()) } else { Err(Error::Interrupted) }
+    }
+
     /// The rows as layer `layer` of `n_layers` sees them: what comes out of the last one is read by the head alone, so that there
     /// only the positions whose logits are wanted are computed to the end.
     pub(crate) fn rows(&self, layer: usize, n_layers: usize) -> Rows {
@@ -95,6 +104,15 @@ pub(crate) struct Rows {
 }
 
 impl Rows {
+    /// At most `ubatch` rows at a time: where they begin, and the rows themselves.
+    pub(crate) fn parts(self, ubatch: usize) -> impl Iterator<Item = (usize, Rows)> {
+        (0..self.count).step_by(ubatch).map(move |first| {
+            let count = ubatch.min(self.count - first);
+            let first_wanted = self.first_wanted.saturating_sub(first).min(count);
+            (first, Rows { start: self.start + first, count, first_wanted })
+        })
+    }
+
     /// Rows whose output is wanted.
     pub(crate) fn wanted(&self) -> Range<usize> {
         self.first_wanted..self.count

@@ -55,6 +55,8 @@ pub(crate) fn exact() -> EngineOptions {
         cache_type: CacheType::F32,
         context: Some(128),
         threads: Some(2),
+        // As large as the micro-batch.
+        batch: 1,
         ubatch: 32,
         ..EngineOptions::default()
     }

@@ -11,6 +11,8 @@
 //! is on it. A read that fails ends the request with an error; the slots it spoiled are empty then and
 //! everything else is as it was. After construction these calls allocate nothing, except to report an error.
 
+mod ahead;
+mod flight;
 mod table;
 
 use std::path::PathBuf;
@@ -25,6 +27,8 @@ use crate::read::{Completion, Origin, Priority, Read, ReadFailure, Reader, Ticke
 use crate::stats::Stats;
 use crate::trace::Trace;
 use crate::{Error, Result};
+use ahead::Places;
+use flight::{Flight, Owner, Task};
 pub(crate) use table::Table;
 
 /// An expert of the current wave and the slot that holds it.
@@ -36,6 +40,22 @@ pub struct Resident {
     pub slot: SlotId,
 }
 
+/// The order in which a request is served. The answer does not depend on it; the parts can be switched off to see what they are
+/// worth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Schedule {
+    /// Hits are computed while misses are read; else nothing is computed before everything is there.
+    pub hits_first: bool,
+    /// What is needed first of every expert is read before what is needed last of any; else expert by expert.
+    pub ordered_reads: bool,
+}
+
+impl Default for Schedule {
+    fn default() -> Self {
+        Schedule { hits_first: true, ordered_reads: true }
+    }
+}
+
 /// The resident experts of a model.
 pub struct Bank {
     // Dropped first: a reader that is gone writes nowhere, and only then may the arena go.
@@ -43,39 +63,10 @@ pub struct Bank {
     arena: Box<dyn Arena>,
     table: Table,
     flight: Flight,
+    places: Places,
+    schedule: Schedule,
     files: Vec<PathBuf>,
     trace: Option<Trace>,
-}
-
-/// The open request from the side of its reads.
-#[derive(Debug)]
-struct Flight {
-    /// Entries not yet handed out in a wave.
-    remaining: usize,
-    hits_due: bool,
-    wave_open: bool,
-    /// One per outstanding read; the index is the ticket.
-    tasks: Vec<Task>,
-    tasks_free: Vec<u32>,
-    /// Entries with a slot, to be submitted in this order; those before `submitted` are.
-    ready_to_read: Vec<u32>,
-    submitted: usize,
-    /// Entries with reads outstanding.
-    loading: usize,
-    /// Outstanding reads by entry.
-    parts_left: Vec<u32>,
-    /// Entries whose bytes are complete and that no wave has had yet.
-    arrived: Vec<u32>,
-    batch: Vec<Read>,
-    wave_entries: Vec<u32>,
-    wave: Vec<Resident>,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Task {
-    entry: u32,
-    part: u32,
-    outstanding: bool,
 }
 
 impl std::fmt::Debug for Bank {
@@ -115,11 +106,14 @@ impl Bank {
         arena.allocate(plan.classes())?;
         // SAFETY: the arena vouches for its regions as long as it lives, which is longer than the reader does.
         unsafe { reader.register(&arena.regions()) };
-        let flight = Flight::new(plan.experts_max(), plan.parts_max(), reader.capacity());
+        let flight =
+            Flight::new(plan.experts_max(), Places::spares(&plan), plan.parts_max(), reader.capacity());
         Ok(Bank {
             reader,
             arena,
             flight,
+            places: Places::new(&plan),
+            schedule: Schedule::default(),
             table: Table::new(plan, policy),
             files: files.to_vec(),
             trace: None,
@@ -131,15 +125,40 @@ impl Bank {
         if !self.table.plan.is_resident() {
             return Err(Error::Usage("only a bank that holds every expert can be loaded in advance".into()));
         }
-        self.begin();
         let ids: Vec<u32> = (0..self.table.plan.experts_max() as u32).collect();
         for layer in 0..self.table.plan.layers().len() {
             let n_expert = self.table.plan.layers()[layer].n_expert as usize;
-            self.table.resolve(layer, &ids[..n_expert])?;
-            self.start();
-            while self.next_wave()? {
-                self.finish_wave();
+            self.read_in(layer, &ids[..n_expert])?;
+        }
+        Ok(())
+    }
+
+    /// Reads these experts, each layer once, into the bank in advance. Errors: [`Error::Usage`] when they do not all fit, and those
+    /// of [`Bank::request`].
+    pub fn preload_some(&mut self, experts: &[(u32, Vec<u32>)]) -> Result<()> {
+        for (layer, ids) in experts {
+            let index = self.table.layer_index(*layer)?;
+            self.read_in(index, ids)?;
+        }
+        for (layer, ids) in experts {
+            let held = ids.iter().filter(|&&id| self.slot_of(*layer, id).is_some()).count();
+            if held < ids.len() {
+                let wanted = ids.len();
+                return Err(Error::Usage(format!(
+                    "{wanted} experts of layer {layer} are to be resident, the bank has room for {held} of them"
+                )));
             }
+        }
+        Ok(())
+    }
+
+    /// A request that nobody computes and no counter of requests sees.
+    fn read_in(&mut self, layer: usize, ids: &[u32]) -> Result<()> {
+        self.begin();
+        self.table.resolve(layer, ids)?;
+        self.start();
+        while self.next_wave()? {
+            self.finish_wave();
         }
         Ok(())
     }
@@ -159,6 +178,7 @@ impl Bank {
         self.table.resolve(index, ids)?;
         self.table.count_request(ids.len());
         self.start();
+        self.drop_wrong_guesses();
         if let Some(trace) = &mut self.trace {
             let table = &self.table;
             trace.record(layer, k, ids, ids.iter().map(|&id| table.local_of(id)));
@@ -167,7 +187,8 @@ impl Bank {
     }
 
     /// Makes the next wave of experts available in [`Bank::wave`], each expert of the request in exactly one
-    /// wave. The first wave is the hits, if there are any; each later one is everything that has arrived.
+    /// wave. The first wave is the hits, if there are any; each later one is everything that has arrived. A
+    /// request of more experts than the layer's share of the slots comes in waves of a few.
     /// Waits only when nothing has. False: the request is complete.
     ///
     /// An error ends the request: its leases drop, outstanding reads are taken back or awaited, and the bank
@@ -180,9 +201,24 @@ impl Bank {
         if self.flight.remaining == 0 {
             return Ok(false);
         }
-        if self.flight.hits_due {
-            self.flight.hits_due = false;
-            self.flight.arrived.extend(0..self.table.hits() as u32);
+        if !self.schedule.hits_first {
+            // A request whose experts queue for slots can never have all of them at once.
+            while self.flight.demanded() > 0 && !self.table.has_queue() {
+                let since = Instant::now();
+                let completion = self.reader.wait_any(None);
+                self.table.counters().stall_ns += since.elapsed().as_nanos() as u64;
+                if let Err(error) = self.take(completion.expect("a reader owes a completion for every read"))
+                {
+                    self.abandon();
+                    return Err(error);
+                }
+            }
+        }
+        if self.flight.hits_out < self.table.hits() {
+            let from = self.flight.hits_out;
+            let until = self.table.hits().min(from.saturating_add(self.wave_max()));
+            self.flight.hits_out = until;
+            self.flight.arrived.extend(from as u32..until as u32);
             self.open_wave();
             return Ok(true);
         }
@@ -207,7 +243,8 @@ impl Bank {
         }
     }
 
-    /// The experts of the current wave, in the order in which the request first names them.
+    /// The experts of the current wave, in the order in which the request first names them; in a wide one those
+    /// that fewest tokens have chosen first.
     pub fn wave(&self) -> &[Resident] {
         &self.flight.wave
     }
@@ -235,11 +272,13 @@ impl Bank {
             return;
         }
         for ticket in 0..flight.tasks.len() {
-            if flight.tasks[ticket].outstanding && self.reader.cancel(Ticket(ticket as u64)) {
+            let task = flight.tasks[ticket];
+            let demanded = task.outstanding && matches!(task.owner, Owner::Entry(_));
+            if demanded && self.reader.cancel(Ticket(ticket as u64)) {
                 flight.take_back(ticket);
             }
         }
-        while self.flight.outstanding() > 0 {
+        while self.flight.demanded() > 0 {
             let completion = self.reader.wait_any(None).expect("a reader owes a completion for every read");
             // One error has been reported, or nobody asks any more.
             let _ = self.take(completion);
@@ -249,13 +288,45 @@ impl Bank {
         self.flight.reset();
     }
 
+    /// Changes the order in which requests are served from now on.
+    pub fn set_schedule(&mut self, schedule: Schedule) {
+        self.schedule = schedule;
+    }
+
+    /// Forgets every expert, as after the load of a bank that reads nothing in advance; for measurements. An open request ends
+    /// first, as by [`Bank::abandon`].
+    pub fn clear(&mut self) {
+        self.abandon();
+        self.give_up_all();
+        self.table.clear();
+    }
+
+    /// Shrinks or grows the bank to about `bytes`, between its floor and what was planned, and says how many bytes its slots take
+    /// now. The least useful experts leave; nothing that is computed changes. The memory of slots that go is given back to the system
+    /// where the arena can do that.
+    ///
+    /// Errors: [`Error::Usage`] for a bank with a fixed number of slots per layer. An open request ends first, as by [`Bank::abandon`].
+    pub fn resize(&mut self, bytes: u64) -> Result<u64> {
+        if self.table.plan.is_fixed() {
+            return Err(Error::Usage("a bank of a fixed number of slots per layer keeps its size".into()));
+        }
+        self.abandon();
+        let slots = self.table.plan.slots_for_bytes(bytes);
+        // SAFETY: no region. A reader that has pinned pages would go on writing into those that are given back here.
+        unsafe { self.reader.register(&[]) };
+        let (arena, places) = (&mut self.arena, &self.places);
+        self.table.resize(&slots, |slot| arena.release(places.of(slot)));
+        let classes = self.table.plan.classes().iter().zip(&slots);
+        Ok(classes.map(|(class, &slots)| class.slot_bytes * u64::from(slots + class.spares)).sum())
+    }
+
     /// The bytes of one family of the expert in a ready slot, exactly as they are in the file.
     ///
     /// # Panics
     /// When the slot is not ready or its layer has no such family.
     pub fn weights(&self, slot: SlotId, family: Family) -> &[u8] {
         let range = self.location(slot, family);
-        &self.arena.host_bytes(slot)[range]
+        &self.arena.host_bytes(self.places.of(slot))[range]
     }
 
     /// Where those bytes lie, relative to the start of the slot; for backends that address slot memory
@@ -274,8 +345,8 @@ impl Bank {
         self.table.is_packed(slot)
     }
 
-    /// Whether the expert of a slot of the wave is worth its packed form: the plan has room for it, and it was hit twice since it
-    /// was read.
+    /// Whether the expert of a slot of the wave is worth its packed form: the plan has room for it, and it was hit so often since it
+    /// was read that packing will have cost little beside what hits cost.
     pub fn wants_packing(&self, slot: SlotId) -> bool {
         self.table.wants_packing(slot)
     }
@@ -303,7 +374,7 @@ impl Bank {
         assert!(!self.table.is_packed(slot), "the expert is packed already");
         let planned = &self.table.plan.layers()[self.table.layer()];
         assert_eq!(bytes.len() as u64, planned.packed_bytes, "bytes of a packed expert");
-        let destination = self.arena.destination(slot);
+        let destination = self.arena.destination(self.places.of(slot));
         assert!(bytes.len() <= destination.len, "a packed expert reaches beyond its slot");
         // SAFETY: the arena vouches for `len` writable bytes. The slot is ready and leased, so no read into it is outstanding, and
         // `&mut self` means that nobody has a reference to its bytes.
@@ -374,7 +445,6 @@ impl Bank {
         let flight = &mut self.flight;
         flight.reset();
         flight.remaining = self.table.entries().len();
-        flight.hits_due = self.table.hits() > 0;
         let loading =
             |(i, entry): (usize, &table::Entry)| (entry.phase == table::Phase::Loading).then_some(i as u32);
         flight.ready_to_read.extend(self.table.entries().iter().enumerate().filter_map(loading));
@@ -384,10 +454,14 @@ impl Bank {
     /// Submits, in one call, the reads of every entry that has a slot, as far as the reader and the arena
     /// take them: what is needed first of all entries before what is needed last of any.
     fn submit(&mut self) {
-        let flight = &mut self.flight;
-        let planned = &self.table.plan.layers()[self.table.layer()];
-        flight.batch.clear();
-        while let Some(&index) = flight.ready_to_read.get(flight.submitted) {
+        self.flight.batch.clear();
+        while let Some(&index) = self.flight.ready_to_read.get(self.flight.submitted) {
+            if self.adopt(index) {
+                self.flight.submitted += 1;
+                continue;
+            }
+            let flight = &mut self.flight;
+            let planned = &self.table.plan.layers()[self.table.layer()];
             if flight.tasks_free.len() < planned.parts.len()
                 || flight.loading >= self.arena.loading_max().max(1)
             {
@@ -397,12 +471,12 @@ impl Bank {
             flight.loading += 1;
             flight.parts_left[index as usize] = planned.parts.len() as u32;
             let entry = self.table.entries()[index as usize];
-            let destination = self.arena.destination(entry.slot);
+            let destination = self.arena.destination(self.places.of(entry.slot));
             for (i, part) in planned.parts.iter().enumerate() {
                 assert!(part.start + part.span <= destination.len as u64, "a part reaches beyond its slot");
                 // SAFETY: `start + span` was just checked against the bytes that the arena vouches for.
                 let window = unsafe { destination.start.add(part.start as usize) };
-                let ticket = flight.take_ticket(index, i as u32);
+                let ticket = flight.take_ticket(Owner::Entry(index), i as u32);
                 flight.batch.push(Read {
                     ticket,
                     file: part.file,
@@ -415,13 +489,16 @@ impl Bank {
                 });
             }
         }
+        let flight = &mut self.flight;
         if flight.batch.is_empty() {
             return;
         }
-        let tasks = &flight.tasks;
+        let planned = &self.table.plan.layers()[self.table.layer()];
+        let (tasks, ordered) = (&flight.tasks, self.schedule.ordered_reads);
         flight.batch.sort_unstable_by_key(|read| {
             let part = read.origin.part;
-            (planned.parts[part as usize].last, tasks[read.ticket.0 as usize].entry, part)
+            let last = ordered && planned.parts[part as usize].last;
+            (last, tasks[read.ticket.0 as usize].rank(), part)
         });
         // SAFETY: the arena vouches for the memory and for slots not overlapping; parts of a slot do not
         // overlap either. The slot is `Loading` until its last completion is taken, and nothing reads or
@@ -448,9 +525,15 @@ impl Bank {
     fn take(&mut self, completion: Completion) -> Result<()> {
         let Completion { ticket, result } = completion;
         let task = self.flight.take_back(ticket.0 as usize);
-        let index = task.entry as usize;
+        let index = match task.owner {
+            Owner::Entry(index) => index as usize,
+            Owner::Spare(index) => {
+                self.take_spare(index as usize, result.is_ok());
+                return Ok(());
+            }
+        };
         if let Err(failure) = result {
-            return Err(self.read_error(task, failure));
+            return Err(self.read_error(index, task, failure));
         }
         self.flight.parts_left[index] -= 1;
         if self.flight.parts_left[index] > 0 {
@@ -460,27 +543,34 @@ impl Bank {
         let entry = self.table.entries()[index];
         let parts = &self.table.plan.layers()[self.table.layer()].parts;
         let written = parts.iter().map(|part| part.start + part.span).max().unwrap_or(0);
-        self.arena.commit(entry.slot, 0..written as usize)?;
+        self.arena.commit(self.places.of(entry.slot), 0..written as usize)?;
         self.table.publish(index);
         self.flight.arrived.push(index as u32);
         Ok(())
     }
 
+    /// Experts of a wave. Where others queue for their slots a wave is small, so that these are read while the next is computed.
+    fn wave_max(&self) -> usize {
+        const QUEUED_WAVE: usize = 8;
+        if self.table.has_queue() { QUEUED_WAVE } else { usize::MAX }
+    }
+
     fn open_wave(&mut self) {
+        let wave_max = self.wave_max();
         let Flight { arrived, wave, wave_entries, remaining, wave_open, .. } = &mut self.flight;
         let entries = self.table.entries();
         arrived.sort_unstable_by_key(|&index| entries[index as usize].rank);
-        wave.extend(arrived.iter().map(|&index| {
+        let now = arrived.len().min(wave_max);
+        wave.extend(arrived[..now].iter().map(|&index| {
             let entry = &entries[index as usize];
             Resident { expert: entry.expert, slot: entry.slot }
         }));
-        wave_entries.extend_from_slice(arrived);
-        *remaining -= arrived.len();
+        wave_entries.extend(arrived.drain(..now));
+        *remaining -= now;
         *wave_open = true;
-        arrived.clear();
     }
 
-    fn read_error(&self, task: Task, failure: ReadFailure) -> Error {
+    fn read_error(&self, index: usize, task: Task, failure: ReadFailure) -> Error {
         let planned = &self.table.plan.layers()[self.table.layer()];
         let part = &planned.parts[task.part as usize];
         let families: Vec<&str> = part.pieces.iter().map(|piece| piece.family.name()).collect();
@@ -489,7 +579,7 @@ impl Bank {
             offset: failure.offset,
             len: part.len,
             layer: planned.layer,
-            expert: self.table.entries()[task.entry as usize].expert,
+            expert: self.table.entries()[index].expert,
             families: families.join("+"),
             source: failure.source,
         }
@@ -499,58 +589,5 @@ impl Bank {
 impl Drop for Bank {
     fn drop(&mut self) {
         self.abandon();
-    }
-}
-
-impl Flight {
-    fn new(experts: usize, parts: usize, capacity: usize) -> Self {
-        let reads = (experts * parts).min(capacity);
-        Flight {
-            remaining: 0,
-            hits_due: false,
-            wave_open: false,
-            tasks: vec![Task { entry: 0, part: 0, outstanding: false }; reads],
-            tasks_free: (0..reads as u32).rev().collect(),
-            ready_to_read: Vec::with_capacity(experts),
-            submitted: 0,
-            loading: 0,
-            parts_left: vec![0; experts],
-            arrived: Vec::with_capacity(experts),
-            batch: Vec::with_capacity(reads),
-            wave_entries: Vec::with_capacity(experts),
-            wave: Vec::with_capacity(experts),
-        }
-    }
-
-    fn outstanding(&self) -> usize {
-        self.tasks.len() - self.tasks_free.len()
-    }
-
-    fn take_ticket(&mut self, entry: u32, part: u32) -> Ticket {
-        let ticket = self.tasks_free.pop().expect("as many tasks as the caller has counted");
-        self.tasks[ticket as usize] = Task { entry, part, outstanding: true };
-        Ticket(u64::from(ticket))
-    }
-
-    fn take_back(&mut self, ticket: usize) -> Task {
-        let task = self.tasks[ticket];
-        assert!(task.outstanding, "a completion for a read that is not outstanding");
-        self.tasks[ticket].outstanding = false;
-        self.tasks_free.push(ticket as u32);
-        task
-    }
-
-    /// Between two requests; no read is outstanding.
-    fn reset(&mut self) {
-        debug_assert_eq!(self.outstanding(), 0);
-        self.remaining = 0;
-        self.hits_due = false;
-        self.wave_open = false;
-        self.ready_to_read.clear();
-        self.submitted = 0;
-        self.loading = 0;
-        self.arrived.clear();
-        self.wave_entries.clear();
-        self.wave.clear();
     }
 }

@@ -9,6 +9,10 @@
 //! slot can be had for a miss, it queues behind the earliest entry of the same request that has no successor
 //! yet: it takes over that entry's slot once its lease has dropped. Such successions are how a request is
 //! computed in groups.
+//!
+//! A request of more experts than the layer's share of the slots, as prompts have them, is *wide*. It passes through its share and a
+//! small ring beside it, the least used experts first, so that the most used ones of every layer are what a prompt leaves behind, and
+//! no layer's prompt empties another's slots.
 
 use files::Family;
 
@@ -18,6 +22,9 @@ use crate::stats::{Counters, Stats};
 use crate::{Error, Result};
 
 const NONE: u32 = u32::MAX;
+/// Hits since an expert was read at which it is packed. Packing costs about what three hits of the packed form save; who buys at
+/// the third has spent at most 5/3 of the least that was possible, whenever the hits end, and no other number bounds it lower.
+const PACKING_HITS: u32 = 3;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
@@ -74,7 +81,8 @@ pub(crate) enum Phase {
 pub(crate) struct Entry {
     pub(crate) expert: u32,
     pub(crate) slot: SlotId,
-    /// Rank of the expert in the request, by first appearance.
+    /// Place of the expert in the order in which the request is worked through: by first appearance, or in a wide one the
+    /// experts that fewest tokens have chosen first.
     pub(crate) rank: u32,
     pub(crate) phase: Phase,
     local: u32,
@@ -89,9 +97,15 @@ struct Request {
     /// Hits, then misses, each in order of first appearance.
     entries: Vec<Entry>,
     hits: usize,
+    /// In the order of ranks.
     uniques: Vec<u32>,
+    wide: bool,
+    /// Entries before these, hits and misses, have a successor.
+    succeeded: [usize; 2],
     epoch: u32,
     seen: Vec<u32>,
+    /// By expert: how often the request names it, and below that when it first did.
+    uses: Vec<u64>,
     entry_of: Vec<u32>,
 }
 
@@ -104,6 +118,8 @@ pub(crate) struct Table {
     first: Vec<u32>,
     /// Empty slots of each class, the next one last.
     empty: Vec<Vec<u32>>,
+    /// Slots of each class that are out of use for now.
+    retired: Vec<Vec<u32>>,
     layers: Vec<Layer>,
     /// From block index to index into the plan's layers.
     layer_of: Vec<u32>,
@@ -141,8 +157,11 @@ impl Table {
             entries: Vec::with_capacity(widest),
             hits: 0,
             uniques: Vec::with_capacity(widest),
+            wide: false,
+            succeeded: [0; 2],
             epoch: 0,
             seen: vec![0; widest],
+            uses: vec![0; widest],
             entry_of: vec![0; widest],
         };
         Table {
@@ -151,6 +170,7 @@ impl Table {
             slots: vec![BLANK; total as usize],
             first,
             empty: plan.classes().iter().map(|class| (0..class.slots).rev().collect()).collect(),
+            retired: plan.classes().iter().map(|class| Vec::with_capacity(class.slots as usize)).collect(),
             layers: layers.collect(),
             layer_of,
             request,
@@ -175,6 +195,11 @@ impl Table {
         self.request.hits
     }
 
+    /// Whether experts of the request queue for slots of others.
+    pub(crate) fn has_queue(&self) -> bool {
+        self.request.succeeded != [0, self.request.hits]
+    }
+
     /// Index into the plan's layers of the request.
     pub(crate) fn layer(&self) -> usize {
         self.request.layer
@@ -192,9 +217,8 @@ impl Table {
         if let Some(&expert) = ids.iter().find(|&&id| id >= n_expert) {
             return Err(Error::NoSuchExpert { layer: self.plan.layers()[layer].layer, expert, n_expert });
         }
-        self.request.begin(layer, ids);
+        self.request.begin(layer, ids, self.plan.layers()[layer].share);
         self.lease_hits();
-        let mut steal = 0;
         for rank in 0..self.request.uniques.len() as u32 {
             let expert = self.request.uniques[rank as usize];
             if self.layers[layer].expert_slot[expert as usize] != NONE {
@@ -203,12 +227,7 @@ impl Table {
             let index = self.request.entries.len() as u32;
             let (slot, phase) = match self.place(layer, expert) {
                 Some(slot) => (slot, Phase::Loading),
-                None => {
-                    let before = &mut self.request.entries[steal];
-                    before.successor = index;
-                    steal += 1;
-                    (before.slot, Phase::Queued)
-                }
+                None => (self.request.succeed(index), Phase::Queued),
             };
             let local = self.slots[self.flat(slot)].local;
             self.request.entry_of[expert as usize] = index;
@@ -237,9 +256,10 @@ impl Table {
             self.request.entries.push(Entry { expert, slot, rank, phase, local, successor: NONE });
         }
         self.request.hits = self.request.entries.len();
+        self.request.succeeded[1] = self.request.hits;
     }
 
-    /// The order of use is the order of first appearance, whatever arrives first.
+    /// The order of use is that of the ranks, whatever arrives first.
     fn touch_all(&mut self) {
         let Request { layer, uniques, entry_of, entries, .. } = &self.request;
         let layer = self.plan.layers()[*layer].layer;
@@ -260,10 +280,14 @@ impl Table {
     }
 
     /// Phase two: a slot for a miss. An empty one if the layer may grow, else the policy's victim among the
-    /// ready slots without a lease that are the layer's own or that another layer holds beyond its floor.
+    /// ready slots without a lease that are the layer's own or that another layer holds beyond its floor; for
+    /// a wide request, beyond its share.
     fn place(&mut self, layer: usize, expert: u32) -> Option<SlotId> {
         let class = self.plan.layers()[layer].class;
-        let may_grow = self.layers[layer].held < self.plan.layers()[layer].slots_max;
+        let wide = self.request.wide;
+        let planned = &self.plan.layers()[layer];
+        let most = if wide { planned.slots_wide } else { planned.slots_max };
+        let may_grow = self.layers[layer].held < most;
         if may_grow && let Some(index) = self.empty[class as usize].pop() {
             let slot = SlotId { class, index };
             self.counters().cold += 1;
@@ -278,7 +302,8 @@ impl Table {
                 return false;
             }
             let other = held.layer as usize;
-            other == layer || (may_grow && layers[other].held > plan.layers()[other].slots_min)
+            let kept = if wide { plan.layers()[other].share } else { plan.layers()[other].slots_min };
+            other == layer || (may_grow && layers[other].held > kept)
         };
         let slot = self.policy.victim(class, &eligible)?;
         assert!(slot.class == class && eligible(slot), "the policy chose a slot that is not eligible");
@@ -359,6 +384,11 @@ impl Table {
         }
     }
 
+    /// Whether the latest request is one of this layer and names the expert.
+    pub(crate) fn wants(&self, layer: usize, expert: u32) -> bool {
+        self.request.layer == layer && self.request.names(expert)
+    }
+
     /// The slot number that serves an id of the request.
     pub(crate) fn local_of(&self, expert: u32) -> u32 {
         self.request.entries[self.request.entry_of[expert as usize] as usize].local
@@ -396,12 +426,12 @@ impl Table {
         self.slots[self.flat(slot)].packed
     }
 
-    /// Whether the expert of a ready slot has been hit twice since it was read, and could be packed but is not.
+    /// Whether the expert of a ready slot has been hit [`PACKING_HITS`] times since it was read, and could be packed but is not.
     pub(crate) fn wants_packing(&self, slot: SlotId) -> bool {
         let held = &self.slots[self.flat(slot)];
         held.state == State::Ready
             && !held.packed
-            && held.hits >= 2
+            && held.hits >= PACKING_HITS
             && self.plan.layers()[held.layer as usize].packed_bytes > 0
     }
 
@@ -425,6 +455,68 @@ impl Table {
 
     fn slot_id(&self, flat: u32, class: u16) -> SlotId {
         SlotId { class, index: flat - self.first[class as usize] }
+    }
+
+    /// Takes slots out of use until `slots[class]` of each class are left, or back into use until so many are; between two
+    /// requests. Experts leave in the policy's order. `retired` is told of every slot that goes.
+    pub(crate) fn resize(&mut self, slots: &[u32], mut retired: impl FnMut(SlotId)) {
+        self.plan.bound_to(slots);
+        for (class, &wanted) in (0u16..).zip(slots) {
+            let at = class as usize;
+            let all = self.plan.classes()[at].slots;
+            while all - (self.retired[at].len() as u32) < wanted {
+                let index = self.retired[at].pop().expect("more slots are wanted than are in use");
+                self.empty[at].push(index);
+            }
+            while all - self.retired[at].len() as u32 > wanted {
+                let index = match self.empty[at].pop() {
+                    Some(index) => index,
+                    None => self.vacate(class),
+                };
+                self.retired[at].push(index);
+                retired(SlotId { class, index });
+            }
+        }
+    }
+
+    /// Empties every slot, between two requests.
+    pub(crate) fn clear(&mut self) {
+        for class in 0..self.empty.len() as u16 {
+            for index in 0..self.plan.classes()[class as usize].slots {
+                let slot = SlotId { class, index };
+                let flat = self.flat(slot);
+                if self.slots[flat].state == State::Ready {
+                    self.unpublish(slot);
+                    self.policy.forget(slot);
+                    self.leave(slot);
+                    self.slots[flat] = BLANK;
+                    self.empty[class as usize].push(index);
+                }
+            }
+        }
+    }
+
+    /// Empties a slot of a class, of a layer that holds more than its floor.
+    fn vacate(&mut self, class: u16) -> u32 {
+        let (slots, layers, plan, first) = (&self.slots, &self.layers, &self.plan, &self.first);
+        let eligible = |slot: SlotId| {
+            let held = &slots[(first[slot.class as usize] + slot.index) as usize];
+            let floor = |layer: usize| plan.layers()[layer].slots_min;
+            held.state == State::Ready && layers[held.layer as usize].held > floor(held.layer as usize)
+        };
+        let slot = self.policy.victim(class, &eligible).expect("floors fit into what is left");
+        self.counters_of(slot).evictions += 1;
+        self.unpublish(slot);
+        self.policy.forget(slot);
+        self.leave(slot);
+        let flat = self.flat(slot);
+        self.slots[flat] = BLANK;
+        slot.index
+    }
+
+    fn counters_of(&mut self, slot: SlotId) -> &mut Counters {
+        let layer = self.slots[self.flat(slot)].layer as usize;
+        &mut self.stats.layers[layer].counters
     }
 
     /// Nobody finds the expert of this slot any more.
@@ -467,8 +559,13 @@ impl Table {
 }
 
 impl Request {
-    /// The unique ids in order of first appearance.
-    fn begin(&mut self, layer: usize, ids: &[u32]) {
+    /// Whether an id is among those of the request; false before the first one.
+    fn names(&self, expert: u32) -> bool {
+        self.epoch != 0 && self.seen.get(expert as usize) == Some(&self.epoch)
+    }
+
+    /// The unique ids in the order of their ranks; more than `share` of them make the request wide.
+    fn begin(&mut self, layer: usize, ids: &[u32], share: u32) {
         self.layer = layer;
         self.entries.clear();
         self.uniques.clear();
@@ -482,8 +579,31 @@ impl Request {
         for &id in ids {
             if self.seen[id as usize] != self.epoch {
                 self.seen[id as usize] = self.epoch;
+                self.uses[id as usize] = self.uniques.len() as u64;
                 self.uniques.push(id);
             }
+            self.uses[id as usize] += 1 << 32;
         }
+        self.wide = self.uniques.len() > share as usize;
+        self.succeeded = [0; 2];
+        if self.wide {
+            let uses = &self.uses;
+            self.uniques.sort_unstable_by_key(|&id| uses[id as usize]);
+        }
+    }
+
+    /// Queues entry `index` behind the least used one that has no successor yet; the slot that it will take over.
+    fn succeed(&mut self, index: u32) -> SlotId {
+        let [hit, miss] = self.succeeded;
+        let uses = |at: usize| self.entries.get(at).map(|entry| self.uses[entry.expert as usize]);
+        let hit_is_next = match (uses(hit).filter(|_| hit < self.hits), uses(miss)) {
+            (Some(hit), Some(miss)) => hit < miss,
+            (hit, _) => hit.is_some(),
+        };
+        let at = if hit_is_next { hit } else { miss };
+        self.succeeded[usize::from(!hit_is_next)] += 1;
+        let before = &mut self.entries[at];
+        before.successor = index;
+        before.slot
     }
 }

@@ -54,6 +54,8 @@ struct Queues {
     demand: VecDeque<Read>,
     speculative: VecDeque<Read>,
     completed: VecDeque<Completion>,
+    /// Demanded reads that a worker has.
+    demanded: usize,
     /// Submitted, and not yet handed back or cancelled.
     outstanding: usize,
     closing: bool,
@@ -71,6 +73,7 @@ impl PreadReader {
             demand: VecDeque::with_capacity(capacity),
             speculative: VecDeque::with_capacity(capacity),
             completed: VecDeque::with_capacity(capacity),
+            demanded: 0,
             outstanding: 0,
             closing: false,
         };
@@ -199,8 +202,7 @@ impl Shared {
     fn work(&self, thread: usize) {
         let mut queues = self.lock();
         loop {
-            let next = queues.demand.pop_front().or_else(|| queues.speculative.pop_front());
-            let Some(read) = next else {
+            let Some(read) = queues.next() else {
                 if queues.closing {
                     return;
                 }
@@ -212,7 +214,25 @@ impl Shared {
             queues = self.lock();
             queues.completed.push_back(Completion { ticket: read.ticket, result });
             self.done.notify_one();
+            if read.priority == Priority::Demand {
+                queues.demanded -= 1;
+                if queues.demanded == 0 && queues.demand.is_empty() && !queues.speculative.is_empty() {
+                    self.work.notify_all();
+                }
+            }
         }
+    }
+}
+
+impl Queues {
+    /// The read to begin with now. What nobody waits for yet must not slow down what somebody does: it waits until the drive has
+    /// nothing else to do.
+    fn next(&mut self) -> Option<Read> {
+        if let Some(read) = self.demand.pop_front() {
+            self.demanded += 1;
+            return Some(read);
+        }
+        if self.demanded > 0 { None } else { self.speculative.pop_front() }
     }
 }
 

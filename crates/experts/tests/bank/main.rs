@@ -4,8 +4,11 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod ahead;
 mod cases;
 mod drives;
 mod model;
 mod plans;
 mod readers;
+mod resize;
+mod wide;

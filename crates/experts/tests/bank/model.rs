@@ -14,6 +14,8 @@ struct Naive {
     slots: usize,
     min: usize,
     max: usize,
+    share: usize,
+    wide: usize,
     order: Vec<(u32, u32)>,
 }
 
@@ -30,32 +32,34 @@ impl Naive {
                 unique.push(*id)
             }
         });
+        let uses = |id: u32| ids.iter().filter(|&&other| other == id).count();
+        let wide = unique.len() > self.share;
+        let (most, kept) = if wide { (self.wide, self.share) } else { (self.max, self.min) };
+        if wide {
+            unique.sort_by_key(|&id| uses(id));
+        }
         let (hits, misses): (Vec<u32>, Vec<u32>) =
             unique.iter().partition(|id| self.order.contains(&(layer, **id)));
         let pinned: Vec<_> = hits.iter().map(|&id| (layer, id)).collect();
         let mut chains: Vec<Vec<u32>> = hits.iter().map(|&id| vec![id]).collect();
-        // Whose chain each expert of the request is in, in the order in which slots can be taken over.
-        let mut queue: Vec<usize> = (0..hits.len()).collect();
-        let (mut taken, mut takeovers) = (0, 0);
+        // The last of a chain can be taken over by the next one, the least used of them first.
+        let mut taken = 0;
         self.order.retain(|key| !pinned.contains(key));
         for id in misses {
             let own = self.held(layer) + hits.len() + taken;
             let full = self.order.len() + hits.len() + taken == self.slots;
             let held = |key: &(u32, u32)| if key.0 == layer { own } else { self.held(key.0) };
-            let may = |key: &&(u32, u32)| key.0 == layer || (own < self.max && held(key) > self.min);
-            if own < self.max && !full {
+            let may = |key: &&(u32, u32)| key.0 == layer || (own < most && held(key) > kept);
+            if own < most && !full {
                 taken += 1;
                 chains.push(vec![id]);
-                queue.push(chains.len() - 1);
             } else if let Some(victim) = self.order.iter().find(may).copied() {
                 self.order.retain(|key| *key != victim);
                 taken += 1;
                 chains.push(vec![id]);
-                queue.push(chains.len() - 1);
             } else {
-                chains[queue[takeovers]].push(id);
-                queue.push(queue[takeovers]);
-                takeovers += 1;
+                let rank = |chain: &&mut Vec<u32>| unique.iter().position(|u| u == chain.last().unwrap());
+                chains.iter_mut().min_by_key(rank).unwrap().push(id);
             }
         }
         let rank = |id: &u32| unique.iter().position(|u| u == id);
@@ -147,8 +151,13 @@ fn run(size: BankSize, layout: Placement, options: sim::Options, calls: &[Call])
     let plan = toy.plan(size, 3).unwrap();
     assert_eq!(plan.classes().len(), 1, "the model knows one class");
     let (min, max) = plan.slots_for(3).unwrap();
-    let mut naive =
-        Naive { slots: plan.slots_total() as usize, min: min as usize, max: max as usize, order: Vec::new() };
+    let (slots, min, max) = (plan.slots_total() as usize, min as usize, max as usize);
+    let beyond = if min == max { 0 } else { slots - LAYERS as usize * min };
+    let all_fit = slots >= (LAYERS * N_EXPERT) as usize;
+    let ring = if all_fit { 0 } else { (beyond / 4).min(16) };
+    let share = if all_fit { N_EXPERT as usize } else { min + (beyond - ring) / LAYERS as usize };
+    let share = max.min(share);
+    let mut naive = Naive { slots, min, max, share, wide: max.min(share + ring), order: Vec::new() };
     let mut bank = toy.bank(plan, toy.sim(options));
     for call in calls {
         let before = bank.stats().total();

@@ -49,7 +49,7 @@ impl TestArena {
 unsafe impl Arena for TestArena {
     fn allocate(&mut self, classes: &[SizeClass]) -> Result<()> {
         for class in classes {
-            let bytes = (class.slot_bytes * u64::from(class.slots)) as usize;
+            let bytes = class.bytes() as usize;
             let layout = Layout::from_size_align(bytes, 4096).unwrap();
             // SAFETY: no class of a plan is empty, so the layout has a size.
             let base = NonNull::new(unsafe { alloc_zeroed(layout) }).unwrap();

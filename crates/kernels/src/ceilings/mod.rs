@@ -90,7 +90,8 @@ fn portable(kind: Arithmetic, rounds: u64) -> (u64, u32) {
     (macs, sum)
 }
 
-/// Reads all of `data` once, in order, on the calling thread; the sum of its whole 32-bit words keeps the loads alive.
+/// Reads all of `data` once on the calling thread, as four rising streams, which is faster than one; the sum of its whole 32-bit
+/// words keeps the loads alive.
 ///
 /// # Panics
 /// This processor does not support `isa`.
@@ -100,20 +101,33 @@ pub fn read(isa: Isa, data: &[u8]) -> u32 {
         // SAFETY: the instruction set was checked above.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 | Isa::Avx2 => unsafe { x86::read(data) },
-        _ => read_words(data),
+        _ => read_words(data, |_| {}),
     }
 }
 
-/// Eight sums side by side, so that the compiler may use vectors.
+/// Bytes that are asked for ahead in each stream.
+#[cfg(target_arch = "x86_64")]
+const AHEAD_BYTES: usize = 2048;
+
+/// Sixteen sums side by side, so that the compiler may use vectors; `fetch` asks for the memory ahead of a block.
 #[inline(always)]
-fn read_words(data: &[u8]) -> u32 {
-    let (blocks, tail) = data.as_chunks::<128>();
-    let mut sums = [0u32; 32];
-    for block in blocks {
+fn read_words(data: &[u8], fetch: impl Fn(&[u8; 64])) -> u32 {
+    let (blocks, tail) = data.as_chunks::<64>();
+    let quarter = blocks.len() / 4;
+    let mut sums = [0u32; 16];
+    let mut add = |block: &[u8; 64]| {
         for (sum, word) in sums.iter_mut().zip(block.as_chunks::<4>().0) {
             *sum = sum.wrapping_add(u32::from_le_bytes(*word));
         }
+    };
+    for i in 0..quarter {
+        for stream in 0..4 {
+            let block = &blocks[stream * quarter + i];
+            fetch(block);
+            add(block);
+        }
     }
+    blocks[4 * quarter..].iter().for_each(&mut add);
     let words = tail.as_chunks::<4>().0.iter().map(|word| u32::from_le_bytes(*word));
     sums.into_iter().chain(words).fold(0, u32::wrapping_add)
 }

@@ -2,12 +2,15 @@
 
 use std::arch::x86_64::*;
 
-use super::{Arithmetic, CHAINS, read_words};
+use super::{AHEAD_BYTES, Arithmetic, CHAINS, read_words};
 
 /// See [`super::read`]: the portable loop, compiled for AVX2.
 #[target_feature(enable = "avx2")]
 pub(super) fn read(data: &[u8]) -> u32 {
-    read_words(data)
+    read_words(data, |block| {
+        // A hint; it does not matter whether there is memory.
+        _mm_prefetch::<_MM_HINT_T0>(block.as_ptr().wrapping_add(AHEAD_BYTES).cast());
+    })
 }
 
 /// See [`super::multiply_add`]. Each sum is also a factor, so that no product can be taken out of the loop.

@@ -68,6 +68,7 @@ impl x86::block256::X86Block256<BYTES> for Iq2S {
     const TILE_FROM: usize = 2;
     const TILE_OFFSET: i32 = 43;
     const TILE_CHAIN: usize = 2;
+    const TILE_LONG: usize = 4;
     const SHARED: usize = 16;
 
     #[inline]

@@ -86,6 +86,7 @@ impl x86::block256::X86Block256<BYTES> for Iq3Xxs {
     const TILE_FROM: usize = 2;
     const TILE_OFFSET: i32 = 62;
     const TILE_CHAIN: usize = 2;
+    const TILE_LONG: usize = 4;
     const SHARED: usize = 32;
 
     #[inline]

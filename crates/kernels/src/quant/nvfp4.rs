@@ -101,27 +101,42 @@ unsafe fn rows_avx2(weights: &[u8], x: &[u8], n: usize, y: &mut [f32]) {
     let x = Q8Row::new(x, n);
     let n_blocks = n / 64;
     let blocks = &weights.as_chunks::<BYTES>().0[..n_blocks * y.len()];
-    for (first, y) in y.chunks_mut(4).enumerate() {
-        // Rows past the end are the last one again.
-        let row = |r: usize| &blocks[(4 * first + r.min(y.len() - 1)) * n_blocks..][..n_blocks];
-        let (a, b, c, d) = (row(0), row(1), row(2), row(3));
-        // Rows a and c in the lower half, b and d in the upper; the other places hold what nobody reads.
-        let mut total = _mm256_setzero_ps();
-        for (i, (((a, b), c), d)) in a.iter().zip(b).zip(c).zip(d).enumerate() {
-            let units = units([a, b, c, d]);
-            for half in 0..2 {
-                let x_q = &x.q.as_chunks::<32>().0[2 * i + half];
-                let sums = _mm256_cvtepi32_ps(sums([a, b, c, d], x_q, 4 + 16 * half));
-                let t = _mm256_mul_ps(units[half], sums);
-                let t = _mm256_add_ps(t, _mm256_shuffle_ps::<0b11_10_11_10>(t, t));
-                total = _mm256_add_ps(total, _mm256_mul_ps(_mm256_set1_ps(x.d(2 * i + half)), t));
-            }
-        }
-        let mut sums = [0.0; 8];
-        // SAFETY: eight floats into an array of eight.
-        unsafe { _mm256_storeu_ps(sums.as_mut_ptr(), total) };
-        y.copy_from_slice(&[sums[0], sums[4], sums[1], sums[5]][..y.len()]);
+    let fours = x86::Fours::new(y.len(), n_blocks * BYTES);
+    let row = |r: usize| &blocks[r * n_blocks..][..n_blocks];
+    for [a, b, c, d] in fours.rows() {
+        let rows = [row(a), row(b), row(c), row(d)];
+        // SAFETY: this function has its features.
+        let sums =
+            unsafe { if fours.streams { four_rows::<true>(rows, &x) } else { four_rows::<false>(rows, &x) } };
+        (y[a], y[b], y[c], y[d]) = (sums[0], sums[1], sums[2], sums[3]);
     }
+}
+
+/// # Safety
+/// AVX2.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn four_rows<const STREAMS: bool>(rows: [&[[u8; BYTES]]; 4], x: &Q8Row<'_>) -> [f32; 4] {
+    let (start, row_bytes) = (rows[0].as_ptr().cast(), size_of_val(rows[0]));
+    let [a, b, c, d] = rows;
+    // Rows a and c in the lower half, b and d in the upper; the other places hold what nobody reads.
+    let mut total = _mm256_setzero_ps();
+    for (i, (((a, b), c), d)) in a.iter().zip(b).zip(c).zip(d).enumerate() {
+        x86::fetch_four::<STREAMS>(start, row_bytes, i, [a, b, c, d]);
+        let units = units([a, b, c, d]);
+        for half in 0..2 {
+            let x_q = &x.q.as_chunks::<32>().0[2 * i + half];
+            let sums = _mm256_cvtepi32_ps(sums([a, b, c, d], x_q, 4 + 16 * half));
+            let t = _mm256_mul_ps(units[half], sums);
+            let t = _mm256_add_ps(t, _mm256_shuffle_ps::<0b11_10_11_10>(t, t));
+            total = _mm256_add_ps(total, _mm256_mul_ps(_mm256_set1_ps(x.d(2 * i + half)), t));
+        }
+    }
+    let mut sums = [0.0; 8];
+    // SAFETY: eight floats into an array of eight.
+    unsafe { _mm256_storeu_ps(sums.as_mut_ptr(), total) };
+    [sums[0], sums[4], sums[1], sums[5]]
 }
 
 /// From how many activation rows on a tile is faster than rows.

@@ -185,10 +185,14 @@ fn tiles_equal_scalar() {
             ] {
                 let n = n_blocks * f.block_elements.max(16);
                 let w: Vec<u8> = (0..n_rows).flat_map(|r| random_row(f, n, r as u64 + 7)).collect();
-                // Every other column is at the extremes: ±127 throughout.
-                let column = |c: u64| {
-                    let x = floats(n, 30 + c, 2.0);
-                    if c.is_multiple_of(2) { x } else { x.iter().map(|x| x.signum()).collect() }
+                // Columns at the extremes (±127 throughout), some of mostly small values, and some between: alone and together.
+                let column = |c: u64| -> Vec<f32> {
+                    let x = floats(n, 30 + c, 2.0).into_iter();
+                    match c % 10 {
+                        0 | 2 | 4 => x.collect(),
+                        1 | 3 => x.map(f32::signum).collect(),
+                        _ => x.map(|x| x * x * x).collect(),
+                    }
                 };
                 let x: Vec<_> = (0..n_columns).map(|c| quantized(f.activation, &column(c))).collect();
                 let columns: Vec<&[u8]> = x.iter().map(Vec::as_slice).collect();

@@ -3,6 +3,7 @@
 pub(crate) mod kernels;
 pub(crate) mod make_model;
 mod measure;
+mod output;
 pub(crate) mod speed;
 
 use std::process::ExitCode;
@@ -20,7 +21,7 @@ pub(crate) struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Bench {
-    Speed(speed::Args),
+    Speed(Box<speed::Args>),
     Kernels(kernels::Args),
     MakeModel(make_model::Args),
 }

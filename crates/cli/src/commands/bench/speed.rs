@@ -13,6 +13,7 @@ use files::Class;
 use serde::Serialize;
 
 use super::measure::{Cpu, Spread, Took, per_second, timed};
+use super::output::{self, Format, Record, number};
 use crate::args::{BankArgs, ModelPath};
 use crate::session::{self, Session};
 use crate::ui::error::{Failure, Report};
@@ -27,6 +28,7 @@ pub(crate) struct Args {
     model: ModelPath,
     /// Prompt lengths to measure, separated by commas; 0 measures none
     #[arg(
+        short,
         long,
         value_name = "N,…",
         value_delimiter = ',',
@@ -36,7 +38,14 @@ pub(crate) struct Args {
     )]
     prompt: Vec<usize>,
     /// Tokens to decode one by one in each round; 0 measures none
-    #[arg(long, value_name = "N", default_value_t = 128, help_heading = "What to measure", alias = "n-gen")]
+    #[arg(
+        short = 'n',
+        long,
+        value_name = "N",
+        default_value_t = 128,
+        help_heading = "What to measure",
+        alias = "n-gen"
+    )]
     r#gen: usize,
     /// Positions already in the cache when decoding starts
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "What to measure")]
@@ -45,8 +54,11 @@ pub(crate) struct Args {
     /// last token only
     #[arg(long, help_heading = "What to measure")]
     all_logits: bool,
+    /// Empty the bank before each round, the warm-up included; with reads past the page cache every round begins cold
+    #[arg(long, help_heading = "What to measure")]
+    cold: bool,
     /// Rounds that count
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..), help_heading = "What to measure")]
+    #[arg(short, long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..), help_heading = "What to measure", alias = "repetitions")]
     rounds: u32,
     /// Rounds before them at most: they end early when no empty slot was filled in the last one
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..), help_heading = "What to measure")]
@@ -59,7 +71,10 @@ pub(crate) struct Args {
     /// Also show where the time went: resident matrices, routed experts, attention, indexer, the rest
     #[arg(long, help_heading = "Output")]
     parts: bool,
-    /// Print every round as JSON
+    /// How to print the results
+    #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t = Format::Table, help_heading = "Output")]
+    output: Format,
+    /// Print every round as JSON (--output json)
     #[arg(long, help_heading = "Output")]
     json: bool,
     /// Do not show the memory plan
@@ -137,7 +152,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let plan = tests(args)?;
     let model = session::open(args.model.path(), &args.model.sidecar)?;
     let given = args.tokens.as_deref().map(read_tokens).transpose()?;
-    let mut session = session::load(&model, &args.bank, args.quiet || args.json)?;
+    let output = if args.json { Format::Json } else { args.output };
+    let mut session = session::load(&model, &args.bank, args.quiet || output != Format::Table)?;
     let info = session.engine.model();
     let tokens = given.unwrap_or_else(|| fixed_tokens(info.n_vocab));
     let (architecture, n_vocab) = (info.architecture.clone(), info.n_vocab);
@@ -146,8 +162,15 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let (mut measured, mut warm_up_rounds) = (Vec::new(), 0);
     let want = if args.all_logits { Want::All } else { Want::Last };
     for (kind, n) in plan {
-        let mut bench =
-            Bench { session: &mut session, sequence: &mut sequence, tokens: &tokens, kind, n, want };
+        let mut bench = Bench {
+            session: &mut session,
+            sequence: &mut sequence,
+            tokens: &tokens,
+            kind,
+            n,
+            want,
+            cold: args.cold,
+        };
         let (test, warmed) = bench.measure(args.rounds, args.warm_up)?;
         warm_up_rounds = warm_up_rounds.max(warmed);
         measured.push(test);
@@ -169,10 +192,12 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
         tests: measured,
     };
     session.finish()?;
-    if args.json {
-        ui::print_json(&outcome)?
-    } else {
-        ui::print(table(&outcome))?
+    match output {
+        Format::Table => ui::print(table(&outcome))?,
+        Format::Json => ui::print_json(&outcome)?,
+        Format::Jsonl => ui::print(output::jsonl(&records(&outcome)))?,
+        Format::Csv => ui::print(output::csv(&records(&outcome)))?,
+        Format::Md => ui::print(output::markdown(&records(&outcome)))?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -246,6 +271,7 @@ struct Bench<'a> {
     kind: Kind,
     n: usize,
     want: Want,
+    cold: bool,
 }
 
 impl Bench<'_> {
@@ -255,7 +281,7 @@ impl Bench<'_> {
         while warmed < warm_up {
             let cold = self.round(warmed as usize, (warmed == 0).then_some(&mut likeliest))?.cold;
             warmed += 1;
-            if cold == 0 {
+            if cold == 0 || self.cold {
                 break;
             }
         }
@@ -294,6 +320,9 @@ impl Bench<'_> {
     fn round(&mut self, index: usize, mut seen: Option<&mut Vec<u32>>) -> Result<Round, Failure> {
         let (session, sequence) = (&mut *self.session, &mut *self.sequence);
         sequence.truncate(0);
+        if self.cold {
+            session.engine.clear_bank();
+        }
         let ids = window(self.tokens, index, self.n);
         if let Kind::Decode { depth } = self.kind
             && depth > 0
@@ -326,6 +355,38 @@ impl Bench<'_> {
             cold: delta(|c| c.cold),
         })
     }
+}
+
+/// Names and units of llama.cpp's benchmark where it has the figure.
+fn records(outcome: &Outcome) -> Vec<Record> {
+    let record = |test: &Test| {
+        let kind = if test.test == "prefill" { "pp" } else { "tg" };
+        let (hits, misses) = test.rounds.iter().fold((0, 0), |sum, r| (sum.0 + r.hits, sum.1 + r.misses));
+        let speeds: Vec<f64> = test.rounds.iter().map(|round| round.tokens_per_s).collect();
+        let mean = speeds.iter().sum::<f64>() / speeds.len() as f64;
+        let variance =
+            speeds.iter().map(|speed| (speed - mean).powi(2)).sum::<f64>() / (speeds.len().max(2) - 1) as f64;
+        let mut record = Record::new();
+        let mut put = |name: &str, value: serde_json::Value| drop(record.insert(name.to_owned(), value));
+        put("model", outcome.model.clone().into());
+        put("backend", outcome.backend.clone().into());
+        put("n_threads", outcome.threads.into());
+        put("n_batch", outcome.options.batch.into());
+        put("n_ubatch", outcome.options.ubatch.into());
+        put("test", format!("{kind}{}", test.tokens).into());
+        put("avg_ts", number(mean));
+        put("stddev_ts", number(variance.sqrt()));
+        put("bank", format!("{:?}", outcome.options.bank).into());
+        put("slots", outcome.slots.into());
+        let used = hits + misses;
+        put("hit_rate", if used == 0 { serde_json::Value::Null } else { number(hits as f64 / used as f64) });
+        put("gb_per_token", number(test.bytes_read_per_token.median / 1e9));
+        put("stall_ms_per_token", number(test.stall_ms_per_token.median));
+        let cpu = test.cpu_s_per_token.map(|cpu| number(cpu.median));
+        put("cpu_s_per_token", cpu.unwrap_or(serde_json::Value::Null));
+        record
+    };
+    outcome.tests.iter().map(record).collect()
 }
 
 fn table(outcome: &Outcome) -> String {

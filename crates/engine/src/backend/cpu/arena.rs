@@ -47,7 +47,7 @@ impl HostArena {
 unsafe impl Arena for HostArena {
     fn allocate(&mut self, classes: &[SizeClass]) -> experts::Result<()> {
         for class in classes {
-            let (slot_bytes, slots) = (class.slot_bytes as usize, class.slots as usize);
+            let (slot_bytes, slots) = (class.slot_bytes as usize, (class.slots + class.spares) as usize);
             let mut memory = AlignedBuf::zeroed(slot_bytes * slots);
             self.allocated_bytes.fetch_add(memory.len() as u64, Ordering::Relaxed);
             let start = NonNull::new(memory.as_mut_ptr()).expect("an allocation is not null");
@@ -59,6 +59,14 @@ unsafe impl Arena for HostArena {
     fn destination(&mut self, slot: SlotId) -> Destination {
         let (start, len) = self.slot(slot);
         Destination { start, len }
+    }
+
+    #[cfg(target_os = "linux")]
+    fn release(&mut self, slot: SlotId) {
+        let (start, len) = self.slot(slot);
+        // SAFETY: whole pages of private memory that nobody uses until the slot's next `destination`; they read as zeros from now on,
+        // which are initialised bytes. A refusal only means that the memory stays taken.
+        let _ = unsafe { rustix::mm::madvise(start.as_ptr().cast(), len, rustix::mm::Advice::LinuxDontNeed) };
     }
 
     fn host_bytes(&self, slot: SlotId) -> &[u8] {

@@ -306,8 +306,11 @@ pub(super) fn index_floats(heads: usize, dim: usize) -> usize {
 /// Elements of [`Scratch`]'s `activations`, `per_task` and `counts`.
 fn scratch_lens(threads: usize, s: &ScratchSpec) -> (usize, usize, usize) {
     // All forms at once: gate and up of an expert may want different ones.
-    let widest = [Activation::F32, Activation::Q8_0, Activation::Q8K].into_iter();
-    let activations = s.rows * widest.map(|a| a.row_bytes(s.row.next_multiple_of(256))).sum::<usize>();
+    let all_forms = |row: usize| {
+        let forms = [Activation::F32, Activation::Q8_0, Activation::Q8K].into_iter();
+        forms.map(|a| a.row_bytes(row.next_multiple_of(256))).sum::<usize>()
+    };
+    let activations = (s.rows * all_forms(s.row)).max(s.routed[0] * all_forms(s.routed[1]));
     let indexed = s.index_heads > 0;
     let index = if indexed { index_floats(s.index_heads, s.index_head_dim) } else { 0 };
     // Each task starts on a cache line of its own.

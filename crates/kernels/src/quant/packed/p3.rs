@@ -141,6 +141,7 @@ impl X86Block256<BYTES> for P3 {
     const UNIT_AT: usize = UNIT_AT;
     const UNIT_FACTOR: f32 = 0.125;
     const TILE_CHAIN: usize = 2;
+    const TILE_LONG: usize = 4;
     const SHARED: usize = 16;
 
     #[inline]

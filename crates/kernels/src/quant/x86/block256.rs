@@ -26,6 +26,8 @@ pub(in crate::quant) trait X86Block256<const N: usize>: Block256<N> {
     const TILE_TOP: i32 = 2 * Self::TILE_OFFSET;
     /// Steps of four elements whose products are added in sixteen bits, see [`Form`]. With 0 they stay signed.
     const TILE_CHAIN: usize;
+    /// And where the activations are small enough for more.
+    const TILE_LONG: usize = Self::TILE_CHAIN;
     /// What [`X86Block256::wide`] adds to the integers.
     const WIDE_OFFSET: i32 = Self::OFFSET;
     /// Elements that share a scale: 16 or 32.
@@ -346,6 +348,7 @@ struct Of<B, const N: usize>(PhantomData<B>);
 
 impl<B: X86Block256<N>, const N: usize> Form for Of<B, N> {
     const CHAIN: usize = B::TILE_CHAIN;
+    const LONG: usize = B::TILE_LONG;
     const OFFSET: i32 = B::TILE_OFFSET;
     const TOP: i32 = B::TILE_TOP;
     const MIN: bool = B::MIN;

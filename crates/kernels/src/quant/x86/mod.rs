@@ -39,19 +39,19 @@ const AHEAD_BYTES: usize = 4096;
 
 /// Which rows are computed together, four and four, and what they ask for ahead of themselves.
 #[derive(Clone, Copy)]
-struct Fours {
+pub(super) struct Fours {
     n_rows: usize,
     /// Rows at a quarter's distance: four rising streams of memory, faster than one where they are long enough. Else neighbours.
-    streams: bool,
+    pub(super) streams: bool,
 }
 
 impl Fours {
-    fn new(n_rows: usize, row_bytes: usize) -> Fours {
+    pub(super) fn new(n_rows: usize, row_bytes: usize) -> Fours {
         Fours { n_rows, streams: n_rows.div_ceil(4) * row_bytes >= STREAM_BYTES }
     }
 
     /// Rows past the end are the last one again.
-    fn rows(self) -> impl Iterator<Item = [usize; 4]> {
+    pub(super) fn rows(self) -> impl Iterator<Item = [usize; 4]> {
         let turns = self.n_rows.div_ceil(4);
         let (turn, place) = if self.streams { (1, turns) } else { (4, 1) };
         (0..turns).map(move |t| {
@@ -65,7 +65,12 @@ impl Fours {
 /// each; of neighbours what comes after all four, in the order of memory, since the processor follows one rising stream and loses
 /// four short ones.
 #[inline(always)]
-fn fetch_four<const STREAMS: bool>(first: *const u8, row_bytes: usize, step: usize, pieces: [&[u8]; 4]) {
+pub(super) fn fetch_four<const STREAMS: bool>(
+    first: *const u8,
+    row_bytes: usize,
+    step: usize,
+    pieces: [&[u8]; 4],
+) {
     if STREAMS {
         return pieces.into_iter().for_each(|piece| fetch(piece, row_bytes.max(AHEAD_BYTES / 4)));
     }

@@ -9,10 +9,12 @@
 //! Most integers are made unsigned by an offset; their products are added in sixteen bits, a *chain* of steps, and only then widened,
 //! with their scale. What the offset adds to a chain depends on the activations alone, so a chain starts with that taken off (modulo
 //! 2^16, in which all of it is exact): all that must fit sixteen bits is one step of the unsigned integers, and a chain of the signed
-//! ones. What is too large for that stays signed, gives its signs to the activations and is widened after every step.
+//! ones. What is too large for that stays signed, gives its signs to the activations and is widened after every step. Chains that are
+//! short because of the largest activations possible become longer where those at hand are small enough.
 
 use std::arch::asm;
 use std::arch::x86_64::*;
+use std::marker::PhantomData;
 
 use super::load32;
 use crate::activation::{Q8Row, Q8kRow};
@@ -27,6 +29,8 @@ const COLUMNS: usize = 3;
 pub(in crate::quant) trait Form {
     /// Steps of a chain: 1, 2, 4 or 8, and no more elements than share a scale. 0: signed integers.
     const CHAIN: usize;
+    /// Steps of a chain where the activations at hand let it fit sixteen bits; [`Form::CHAIN`] where that is long enough.
+    const LONG: usize = Self::CHAIN;
     /// What makes the integers unsigned.
     const OFFSET: i32;
     /// The largest of the unsigned integers.
@@ -46,8 +50,20 @@ pub(in crate::quant) trait Form {
         let top = if Self::CHAIN == 0 { 128 } else { Self::TOP };
         assert!(2 * 127 * top <= 32767, "a step of unsigned integers, or of magnitudes");
         assert!(2 * 127 * Self::MAGNITUDE * Self::CHAIN as i32 <= 32767, "a chain of signed integers");
-        assert!(4 * Self::CHAIN <= Self::SHARED, "one scale per chain");
+        assert!(4 * Self::CHAIN <= Self::SHARED && 4 * Self::LONG <= Self::SHARED, "one scale per chain");
     };
+}
+
+/// A form whose columns have been found to allow its long chains.
+struct Long<F>(PhantomData<F>);
+
+impl<F: Form> Form for Long<F> {
+    const CHAIN: usize = F::LONG;
+    const OFFSET: i32 = F::OFFSET;
+    const TOP: i32 = F::TOP;
+    const MIN: bool = F::MIN;
+    const SHARED: usize = F::SHARED;
+    const WHOLE: bool = false;
 }
 
 /// Lines of eight rows: 64 for 256 elements.
@@ -198,7 +214,8 @@ impl Column {
     #[target_feature(enable = "avx2")]
     fn take<F: Form>(&mut self, x: &[u8]) {
         self.q = x.as_ptr();
-        if F::CHAIN != 0 && F::OFFSET != 0 && !F::WHOLE {
+        // (Where chains may be long, it must first be known whether.)
+        if F::CHAIN != 0 && F::OFFSET != 0 && !F::WHOLE && F::LONG == F::CHAIN {
             self.start_chains::<F>(x);
         }
     }
@@ -217,39 +234,64 @@ impl Column {
     #[target_feature(enable = "avx2")]
     fn start_chains<F: Form>(&mut self, x: &[u8]) {
         let ones = _mm256_set1_epi8(1);
-        // A dword per step.
-        let mut v = [_mm256_setzero_si256(); 8];
+        let mut pairs = [_mm256_setzero_si256(); 8];
         for s in 0..8 {
             if 32 * s < x.len() {
-                v[s] = _mm256_maddubs_epi16(ones, load32(x, 32 * s));
+                pairs[s] = _mm256_maddubs_epi16(ones, load32(x, 32 * s));
             }
         }
-        // Neighbouring dwords; the results are in order but for the second and third quarter.
-        let two = |a, b| {
-            let (a, b) = (_mm256_castsi256_ps(a), _mm256_castsi256_ps(b));
-            let even = _mm256_castps_si256(_mm256_shuffle_ps::<0b10_00_10_00>(a, b));
-            let odd = _mm256_castps_si256(_mm256_shuffle_ps::<0b11_01_11_01>(a, b));
-            _mm256_add_epi16(even, odd)
-        };
-        let twos = [two(v[0], v[1]), two(v[2], v[3]), two(v[4], v[5]), two(v[6], v[7])];
-        let fours = [two(twos[0], twos[1]), two(twos[2], twos[3])];
+        let sums = chain_sums::<F>(pairs);
         let offset = _mm256_set1_epi16(-F::OFFSET as i16);
-        let mut put = |i: usize, sums| self.put_starts(i, _mm256_mullo_epi16(sums, offset));
-        match F::CHAIN {
-            2 => (0..4).for_each(|i| put(i, _mm256_permute4x64_epi64::<0b11_01_10_00>(twos[i]))),
-            4 => {
-                let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-                (0..2).for_each(|i| put(i, _mm256_permutevar8x32_epi32(fours[i], order)));
-            }
-            _ => put(
-                0,
-                _mm256_add_epi16(
-                    _mm256_permute2x128_si256::<0x20>(fours[0], fours[1]),
-                    _mm256_permute2x128_si256::<0x31>(fours[0], fours[1]),
-                ),
-            ),
+        for i in 0..8 / F::CHAIN {
+            self.put_starts(i, _mm256_mullo_epi16(sums[i], offset));
         }
     }
+}
+
+/// From words of pairs of 256 elements, a dword per step, to those of chains, in order.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn chain_sums<F: Form>(v: [__m256i; 8]) -> [__m256i; 4] {
+    // Neighbouring dwords; the results are in order but for the second and third quarter.
+    let two = |a, b| {
+        let (a, b) = (_mm256_castsi256_ps(a), _mm256_castsi256_ps(b));
+        let even = _mm256_castps_si256(_mm256_shuffle_ps::<0b10_00_10_00>(a, b));
+        let odd = _mm256_castps_si256(_mm256_shuffle_ps::<0b11_01_11_01>(a, b));
+        _mm256_add_epi16(even, odd)
+    };
+    let none = _mm256_setzero_si256();
+    let twos = [two(v[0], v[1]), two(v[2], v[3]), two(v[4], v[5]), two(v[6], v[7])];
+    if F::CHAIN == 2 {
+        let ordered = |i: usize| _mm256_permute4x64_epi64::<0b11_01_10_00>(twos[i]);
+        return [ordered(0), ordered(1), ordered(2), ordered(3)];
+    }
+    let fours = [two(twos[0], twos[1]), two(twos[2], twos[3])];
+    if F::CHAIN == 4 {
+        let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+        let ordered = |i: usize| _mm256_permutevar8x32_epi32(fours[i], order);
+        return [ordered(0), ordered(1), none, none];
+    }
+    let low = _mm256_permute2x128_si256::<0x20>(fours[0], fours[1]);
+    let high = _mm256_permute2x128_si256::<0x31>(fours[0], fours[1]);
+    [_mm256_add_epi16(low, high), none, none, none]
+}
+
+/// Whether long chains of `x`, 256 elements, fit sixteen bits with any weights.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn allows_long<F: Form>(x: &[u8]) -> bool {
+    let ones = _mm256_set1_epi8(1);
+    let mut pairs = [_mm256_setzero_si256(); 8];
+    for s in 0..8 {
+        pairs[s] = _mm256_maddubs_epi16(_mm256_abs_epi8(load32(x, 32 * s)), ones);
+    }
+    let sums = chain_sums::<Long<F>>(pairs);
+    let most = _mm256_set1_epi16((32767 / F::MAGNITUDE) as i16);
+    let mut over = _mm256_setzero_si256();
+    for i in 0..8 / F::LONG {
+        over = _mm256_or_si256(over, _mm256_cmpgt_epi16(sums[i], most));
+    }
+    _mm256_testz_si256(over, over) == 1
 }
 
 /// The sum itself, computed before those that come later in the code. Left alone, the optimiser takes one group of rows after the
@@ -366,7 +408,7 @@ fn starts<const C: usize>(columns: &Ready, start: impl Fn(&Column) -> *const u8)
 
 /// Calls the function with the constant number of columns for a count of 1 to [`COLUMNS`].
 macro_rules! for_columns {
-    ($count:expr, $function:ident, $form:ident, ($($argument:expr),*)) => {
+    ($count:expr, $function:ident, $form:ty, ($($argument:expr),*)) => {
         match $count {
             3 => $function::<$form, 3>($($argument),*),
             2 => $function::<$form, 2>($($argument),*),
@@ -434,8 +476,21 @@ pub(super) fn block_of_256<F: Form>(
             fetch_around(&column[256 * b..256 * b + 256]);
             fetch_around(&column[n + n / 64 + 32 * b..][..32]);
         }
+        let y = &mut y[from..from + count];
+        if F::LONG != F::CHAIN {
+            let x = |c: usize| &columns[from + c][256 * b..256 * b + 256];
+            if (0..count).all(|c| allows_long::<F>(x(c))) {
+                (0..count).for_each(|c| ready[c].start_chains::<Long<F>>(x(c)));
+                for v in (0..n_rows.div_ceil(8)).step_by(2) {
+                    for_columns!(count, add_256, Long<F>, (panel, v, ready, y));
+                }
+                from += count;
+                continue;
+            }
+            (0..count).for_each(|c| ready[c].start_chains::<F>(x(c)));
+        }
         for v in (0..n_rows.div_ceil(8)).step_by(2) {
-            for_columns!(count, add_256, F, (panel, v, ready, &mut y[from..from + count]));
+            for_columns!(count, add_256, F, (panel, v, ready, y));
         }
         from += count;
     }

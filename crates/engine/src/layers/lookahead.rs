@@ -1,0 +1,127 @@
+//! Guesses which experts the next routed layer will ask for, while this one's are on their way: reads that are right are then hidden
+//! behind the rest of this layer and the next one's attention.
+//!
+//! Guesses move bytes early and nothing else; no result depends on them.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use experts::Bank;
+use experts::prefetch::Judge;
+
+use crate::Error;
+use crate::backend::{Backend, Buf, View, WeightId};
+use crate::layers::oracle::Oracle;
+use crate::layers::router::{RouterConfig, RouterState, route};
+use crate::load::Loader;
+use crate::options::Prefetch;
+
+/// What another layer needs to guess this one's choice.
+#[derive(Clone)]
+pub(crate) struct Router {
+    pub(crate) layer: u32,
+    pub(crate) weight: WeightId,
+    pub(crate) bias: Arc<[f32]>,
+}
+
+/// The guessing of one sequence of tokens.
+pub(crate) struct Lookahead {
+    mode: Prefetch,
+    judge: Judge,
+    /// All routed layers, in order.
+    routers: Vec<Router>,
+    logits: Buf, // [n_experts]
+    scratch: RouterState,
+    ids: Vec<u32>,      // [k]
+    weights: Vec<f32>,  // [k]
+    previous: Vec<u32>, // [layers, k]: what the token before asked for
+    seen: bool,
+    /// Only where it guesses.
+    oracle: Option<Oracle>,
+}
+
+impl Lookahead {
+    /// Takes the routers that the loader has collected.
+    pub(crate) fn new(loader: &mut Loader<'_>, c: &RouterConfig) -> Result<Self, Error> {
+        let mode = loader.options.prefetch;
+        let routers = std::mem::take(&mut loader.routers);
+        let needed = if mode == Prefetch::Off { 0 } else { c.n_experts };
+        let oracle = match (&loader.options.oracle, mode) {
+            (Some(path), Prefetch::Oracle) => Some(Oracle::open(path)?),
+            (None, Prefetch::Oracle) => {
+                return Err(Error::Option { option: "prefetch", why: "an oracle needs a trace".into() });
+            }
+            _ => None,
+        };
+        Ok(Self {
+            mode,
+            judge: Judge::default(),
+            logits: loader.buffer(needed),
+            scratch: RouterState::new(c),
+            ids: vec![0; c.top_k],
+            weights: vec![0.0; c.top_k],
+            previous: vec![0; routers.len() * c.top_k],
+            seen: false,
+            oracle,
+            routers,
+        })
+    }
+
+    /// A step of several tokens asks for more experts than anybody could guess.
+    pub(crate) fn pause(&mut self, layer: u32, k: usize, n_tokens: usize) -> Result<(), Error> {
+        self.judge.pause();
+        self.seen = false;
+        self.oracle.as_mut().map_or(Ok(()), |oracle| oracle.take(layer, k, n_tokens).map(drop))
+    }
+
+    /// Tells the bank what the layer after `layer` will probably ask for. `x` is the one row that `layer`'s own router has seen,
+    /// `chosen` what it chose.
+    pub(crate) fn guess(
+        &mut self,
+        backend: &mut dyn Backend,
+        bank: &mut Bank,
+        c: &RouterConfig,
+        layer: u32,
+        x: View,
+        chosen: &[u32],
+    ) -> Result<(), Error> {
+        if self.mode == Prefetch::Off || bank.plan().is_resident() {
+            return Ok(());
+        }
+        let Some(at) = self.routers.iter().position(|router| router.layer == layer) else { return Ok(()) };
+        if at == 0 {
+            self.judge.token(Instant::now());
+        }
+        let k = c.top_k;
+        if let Some(oracle) = &mut self.oracle {
+            oracle.take(layer, k, 1)?;
+            return match oracle.next() {
+                Some((next, experts)) => Ok(bank.read_ahead(next, experts)?),
+                None => Ok(()),
+            };
+        }
+        self.previous[at * k..][..k].copy_from_slice(chosen);
+        let next = (at + 1) % self.routers.len();
+        let known = self.seen;
+        self.seen |= next == 0;
+        if self.mode == Prefetch::Auto && !self.judge.is_on() {
+            return Ok(());
+        }
+        if self.mode == Prefetch::Previous {
+            if known {
+                bank.read_ahead(self.routers[next].layer, &self.previous[next * k..][..k])?;
+            }
+            return Ok(());
+        }
+        if next == 0 {
+            // The first layer of the next token: nobody knows that token yet.
+            return Ok(());
+        }
+        let router = &self.routers[next];
+        let logits = View::rows(self.logits, c.n_experts);
+        backend.matmul(x, 1, &[(router.weight, logits)]);
+        let scores = backend.read(logits, 0, c.n_experts);
+        route(c, &mut self.scratch, scores, &router.bias, &mut self.ids, &mut self.weights);
+        Ok(bank.read_ahead(router.layer, &self.ids)?)
+    }
+}
