@@ -52,8 +52,9 @@ pub(crate) fn generate(
                 stop.store(true, Ordering::Relaxed);
             }
         }
-    })?;
-    Ok(generation)
+    });
+    session.warn();
+    Ok(generation?)
 }
 
 /// Turns tokens into text on stdout, complete characters only, each as soon as it is known.

@@ -36,11 +36,17 @@ pub(crate) fn locate(path: Option<&Path>) -> Result<(PathBuf, String), Failure> 
 }
 
 /// Opens `path`, or the demo.
-pub(crate) fn open(path: Option<&Path>, sidecar: Option<&Path>) -> Result<Model, Failure> {
+pub(crate) fn open(path: Option<&Path>, sidecars: &[PathBuf]) -> Result<Model, Failure> {
     let (path, name) = locate(path)?;
-    let options = files::OpenOptions { sidecar: sidecar.map(Path::to_owned), ..Default::default() };
+    let options = with_sidecars(sidecars);
     let checkpoint = Checkpoint::open_with(&path, &options)?;
     Ok(Model { checkpoint, name, path, sidecar: options.sidecar })
+}
+
+/// The first one is the sidecar, the others are copies of it.
+pub(crate) fn with_sidecars(sidecars: &[PathBuf]) -> files::OpenOptions {
+    let (sidecar, copies) = (sidecars.first().cloned(), sidecars.iter().skip(1).cloned().collect());
+    files::OpenOptions { sidecar, copies, ..Default::default() }
 }
 
 /// The last component, which is what people call a model.
@@ -108,8 +114,16 @@ impl Session {
         })
     }
 
+    /// Says what reading met that did not stop it, once.
+    pub(crate) fn warn(&mut self) {
+        while let Some(warning) = self.engine.take_warning() {
+            ui::note(format!("warning: {warning}"));
+        }
+    }
+
     /// Flushes trace and dump; a trace that could not be written is an error, not a surprise later.
     pub(crate) fn finish(&mut self) -> Result<(), Failure> {
+        self.warn();
         self.engine.finish_trace()?;
         if let (Some(dump), Some(path)) = (self.engine.set_dump(None), &self.dump) {
             dump.finish().map_err(|e| Failure::file("cannot write the dump", path, &e))?;

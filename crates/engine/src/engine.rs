@@ -62,13 +62,21 @@ impl Engine {
 
     /// Loads the dense weights, opens the experts and, with `BankSize::All`, reads them.
     pub fn load(checkpoint: &Checkpoint, options: EngineOptions) -> Result<Self, Error> {
-        let pread = experts::read::pread::Options {
+        if options.stripe && checkpoint.copies().is_empty() {
+            return Err(Error::Option {
+                option: "--stripe",
+                why: "there is only one copy of the experts".into(),
+            });
+        }
+        let reader = experts::read::Options {
+            kind: options.reader_kind,
             choice: options.reader,
-            threads: options.io_threads as usize,
-            ..Default::default()
+            depth: options.io_threads as usize,
+            split: options.io_split,
+            stripe: options.stripe,
         };
         Self::load_with_reader(checkpoint, options, |files| {
-            Ok(Box::new(experts::read::pread::PreadReader::open(files, &pread)?))
+            Ok(experts::read::open(files, checkpoint.copies(), &reader)?)
         })
     }
 
@@ -192,6 +200,11 @@ impl Engine {
     /// Bank counters without a copy.
     pub fn bank_stats(&self) -> Option<&experts::Stats> {
         self.bank.as_ref().map(Bank::stats)
+    }
+
+    /// What reading experts met without failing, once each, for people: a drive that is left out from now on.
+    pub fn take_warning(&mut self) -> Option<String> {
+        self.bank.as_mut().and_then(Bank::take_warning)
     }
 
     /// Starts recording selections and expert ids; returns the previous recorder.

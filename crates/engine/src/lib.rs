@@ -26,7 +26,9 @@ pub use engine::{Engine, EngineStats, Want};
 pub use error::Error;
 pub use generate::{Event, Finish, GenerateOptions, Generation, Phase, PromptProgress};
 pub use models::ModelInfo;
-pub use options::{AttentionMode, CacheType, EngineOptions, Prefetch, Promote, ReaderChoice, Routing};
+pub use options::{
+    AttentionMode, CacheType, EngineOptions, Prefetch, Promote, ReaderChoice, ReaderKind, Routing,
+};
 pub use packed::{known_packers, packers, why_unpacked};
 pub use plan::{MemoryPlan, PlanRow, expert_geometry};
 pub use sequence::Sequence;

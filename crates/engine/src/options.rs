@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use experts::BankSize;
-pub use experts::ReaderChoice;
+pub use experts::{ReaderChoice, ReaderKind};
 use kernels::ops::Q8_BLOCK;
 
 /// Which cached positions a query may see.
@@ -145,8 +145,15 @@ pub struct EngineOptions {
     /// How expert bytes are read.
     #[serde(serialize_with = "as_debug")]
     pub reader: ReaderChoice,
-    /// Reader threads.
+    /// What reads them.
+    #[serde(serialize_with = "as_debug")]
+    pub reader_kind: ReaderKind,
+    /// Reads in flight that keep one drive busy; the threads of a reader that has threads.
     pub io_threads: u32,
+    /// Pieces that a read may be cut into while fewer than that are outstanding; `None` = the default, 1 = never.
+    pub io_split: Option<u32>,
+    /// With several copies of the experts: cut each read into one piece per copy.
+    pub stripe: bool,
     /// Memory that may be used in all; `None` = what the system reports as available.
     pub memory_bytes: Option<u64>,
 }
@@ -188,7 +195,10 @@ impl Default for EngineOptions {
             pin: None,
             trace: None,
             reader: ReaderChoice::Auto,
+            reader_kind: ReaderKind::Auto,
             io_threads: 8,
+            io_split: None,
+            stripe: false,
             memory_bytes: None,
         }
     }

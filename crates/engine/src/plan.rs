@@ -242,6 +242,7 @@ fn check_options(options: &EngineOptions) -> Result<(), Error> {
     range("--threads", options.threads() as u64, 1, 1024)?;
     range("--threads-batch", options.threads_batch() as u64, 1, 1024)?;
     range("--io-threads", u64::from(options.io_threads), 1, 256)?;
+    range("--io-split", u64::from(options.io_split.unwrap_or(1)), 1, 16)?;
     if !(options.latent_eps.is_finite() && options.latent_eps >= 0.0) {
         return Err(Error::Option {
             option: "--latent-eps",

@@ -2,7 +2,7 @@
 //! equal those of the same weights with every expert resident, at the same micro-batch, bit for bit.
 //!
 //! By default a set of cases that covers every pair of settings; `SLOTBANK_MATRIX=full` runs the whole product of
-//! banks, micro-batches, readers, layouts and formats (7,800 cases, threads and policies going round).
+//! banks, micro-batches, readers, layouts and formats (10,920 cases, threads and policies going round).
 
 mod common;
 
@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use common::{Logits, OnDisk, assert_same_bits, exact, run, step};
 use experts::read::sim::{Clock, Fault, FaultAt, Options as Drive, SimReader};
-use experts::{Reader, ReaderChoice};
+use experts::read::spread::{self, Drive as Copy, SpreadReader};
+use experts::{Reader, ReaderChoice, ReaderKind};
 use files::{Checkpoint, Class, GgmlType};
 use slotbank_engine::{BankSize, Engine, EngineOptions, Error, Promote, Want};
 use toy::weights::{mix64, tokens};
@@ -42,6 +43,9 @@ fn sizes() -> Vec<Size> {
 enum Source {
     Direct,
     Buffered,
+    Uring,
+    /// Simulated: two drives with a copy each, of which one fails now and then; reads cut into slices.
+    Copies,
     /// Simulated: everything at once.
     Instant,
     /// Simulated: long and very uneven delays, so that completions come in any order.
@@ -50,8 +54,15 @@ enum Source {
     Short,
 }
 
-const SOURCES: [Source; 5] =
-    [Source::Direct, Source::Buffered, Source::Instant, Source::Reordering, Source::Short];
+const SOURCES: [Source; 7] = [
+    Source::Direct,
+    Source::Buffered,
+    Source::Uring,
+    Source::Copies,
+    Source::Instant,
+    Source::Reordering,
+    Source::Short,
+];
 
 #[derive(Clone, Copy, Debug)]
 enum Form {
@@ -196,7 +207,7 @@ fn write(toy: &Toy, form: Form) -> OnDisk {
 fn drive(source: Source, seed: u64) -> Option<Drive> {
     let base = Drive { seed, ..Drive::default() };
     match source {
-        Source::Direct | Source::Buffered => None,
+        Source::Direct | Source::Buffered | Source::Uring | Source::Copies => None,
         Source::Instant => Some(base),
         Source::Reordering => {
             Some(Drive { latency: Duration::from_micros(50), jitter: Duration::from_millis(20), ..base })
@@ -214,12 +225,36 @@ fn simulated(drive: Drive) -> impl FnOnce(&[PathBuf]) -> Result<Box<dyn Reader>,
     move |files| Ok(Box::new(SimReader::open(files, drive)?))
 }
 
+/// Two copies, striped or not as the seed has it, the second one on a bad drive.
+fn copies(seed: u64) -> impl FnOnce(&[PathBuf]) -> Result<Box<dyn Reader>, Error> {
+    move |files| {
+        let drive = |fault_ppm, seed| -> Result<Copy, Error> {
+            let reader = SimReader::open(files, Drive { fault_ppm, ..Drive::rough(seed) })?;
+            Ok(Copy { reader: Box::new(reader), files: files.to_vec() })
+        };
+        let (ways, stripe) = (1 + (seed % 4) as u32, seed % 8 < 4);
+        let options = spread::Options { ways, stripe, slice_bytes_min: 4096, ..Default::default() };
+        Ok(Box::new(SpreadReader::new(vec![drive(0, seed)?, drive(100_000, seed + 1)?], &options)))
+    }
+}
+
 fn load(checkpoint: &Checkpoint, options: EngineOptions, source: Source, seed: u64) -> Engine {
-    let reader = if matches!(source, Source::Direct) { ReaderChoice::Auto } else { ReaderChoice::Buffered };
-    let options = EngineOptions { reader, io_threads: 3, ..options };
-    let engine = match drive(source, seed) {
-        Some(drive) => Engine::load_with_reader(checkpoint, options, simulated(drive)),
-        None => Engine::load(checkpoint, options),
+    let (reader_kind, reader) = match source {
+        Source::Direct => (ReaderKind::Pread, ReaderChoice::Auto),
+        Source::Uring => (ReaderKind::Uring, ReaderChoice::Auto),
+        _ => (ReaderKind::Auto, ReaderChoice::Buffered),
+    };
+    let options = EngineOptions { reader_kind, reader, io_threads: 3, ..options };
+    let engine = match (source, drive(source, seed)) {
+        (Source::Copies, _) => Engine::load_with_reader(checkpoint, options, copies(seed)),
+        (_, Some(drive)) => Engine::load_with_reader(checkpoint, options, simulated(drive)),
+        (_, None) => match Engine::load(checkpoint, options.clone()) {
+            // Containers often forbid it.
+            Err(Error::Experts(experts::Error::UringRefused { .. })) => {
+                Engine::load(checkpoint, EngineOptions { reader_kind: ReaderKind::Pread, ..options })
+            }
+            loaded => loaded,
+        },
     };
     engine.unwrap_or_else(|e| panic!("{e}"))
 }
@@ -359,6 +394,70 @@ fn other_settings_of_the_engine_stream_alike() {
         let mut engine = load(&model.open(), streamed, Source::Reordering, 5);
         assert_same_bits(&run(&mut engine, &tokens, &chunks), &resident, &format!("{options:?}"));
     }
+}
+
+/// The readers that can be asked for by name, with and without cutting reads.
+#[test]
+fn every_reader_that_has_a_name_streams_alike() {
+    let (tokens, chunks) = prompt();
+    let model = write(&Toy::wide(Types::all(GgmlType::Q4_0)), Form::WholeTensor);
+    let resident = run(&mut model.load(exact()), &tokens, &chunks);
+    for name in ["auto", "pread", "pread-buffered", "uring", "uring-buffered", "sim"] {
+        let (reader_kind, reader) = experts::parse_reader(name).expect("a name");
+        for io_split in [None, Some(1), Some(4)] {
+            let bank = BankSize::SlotsPerLayer(TOP_K + 1);
+            let options = EngineOptions { bank, reader_kind, reader, io_split, ..exact() };
+            match Engine::load(&model.open(), options) {
+                Ok(mut engine) => {
+                    let what = format!("{name}, split {io_split:?}: {}", engine.stats().reader);
+                    assert_same_bits(&run(&mut engine, &tokens, &chunks), &resident, &what);
+                }
+                Err(Error::Experts(error @ experts::Error::UringRefused { .. })) => println!("{error}"),
+                Err(error) => panic!("{name}: {error}"),
+            }
+        }
+    }
+}
+
+/// Copies of a sidecar, as `--sidecar A --sidecar B` opens them; one of them is cut short behind our back.
+#[test]
+fn copies_of_a_sidecar_stream_alike_and_stand_in_for_each_other() {
+    let (tokens, chunks) = prompt();
+    let toy = Toy::wide(Types::all(GgmlType::Q4_0));
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let package =
+        |name: &str| toy.write_package(&dir.path().join(name), Convention::TwoFolders, Layout::WholeTensor);
+    let packages = ["a", "b", "c"].map(package);
+    let open = files::OpenOptions {
+        copies: packages[1..].iter().map(|package| package.manifest.clone()).collect(),
+        ..Default::default()
+    };
+    let resident = run(
+        &mut Engine::load(&Checkpoint::open(&packages[0].root).expect("opens"), exact()).expect("loads"),
+        &tokens,
+        &chunks,
+    );
+    for stripe in [false, true] {
+        let checkpoint = Checkpoint::open_with(&packages[0].root, &open).expect("opens");
+        let bank = BankSize::SlotsPerLayer(TOP_K);
+        let options = EngineOptions { bank, stripe, ..exact() };
+        let mut engine = Engine::load(&checkpoint, options).expect("loads");
+        assert!(engine.stats().reader.contains("3 copies"), "{}", engine.stats().reader);
+        assert_same_bits(&run(&mut engine, &tokens, &chunks), &resident, "three copies");
+        assert_eq!(engine.take_warning(), None);
+        let bin = packages[1].layer_file(2);
+        let whole = std::fs::read(&bin).expect("the layer file");
+        let file = std::fs::OpenOptions::new().write(true).open(&bin).expect("writable");
+        file.set_len(100).expect("cut");
+        assert_same_bits(&run(&mut engine, &tokens, &chunks), &resident, "one copy is bad");
+        let warning = engine.take_warning().expect("a warning");
+        assert!(warning.contains(&bin.display().to_string()), "{warning}");
+        std::fs::write(&bin, whole).expect("restored");
+    }
+    let one = Checkpoint::open(&packages[0].root).expect("opens");
+    let error =
+        Engine::load(&one, EngineOptions { stripe: true, ..exact() }).err().expect("nothing to stripe");
+    assert!(error.to_string().contains("--stripe"), "{error}");
 }
 
 /// A second sequence finds a warm bank and gets the same answer; so does one that goes back and continues.

@@ -30,6 +30,7 @@ pub struct Destination {
 /// * The arena itself neither reads nor writes them between `destination` and `commit`, and never makes a
 ///   reference that covers them then. So [`Arena::host_bytes`] must be built from that one slot's memory
 ///   alone, not by slicing a reference to the whole region.
+/// * [`Arena::regions`] keeps what it says.
 pub unsafe trait Arena: Send + Sync {
     /// Allocates every slot of every class, and behind them its spares; called once. What is allocated is
     /// `Σ (slots + spares) · slot_bytes`, no less and no more.
@@ -52,6 +53,12 @@ pub unsafe trait Arena: Send + Sync {
     /// May panic where the memory is not visible to the host; such a backend uses [`crate::Bank::location`]
     /// instead.
     fn host_bytes(&self, slot: SlotId) -> &[u8];
+
+    /// The memory that destinations lie in (first byte, bytes), where it stays mapped to the same pages as long as the
+    /// arena lives, up to the first [`Arena::release`]: a reader may pin it. An arena that does not know names none of it.
+    fn regions(&self) -> Vec<(NonNull<u8>, usize)> {
+        Vec::new()
+    }
 
     /// The slot is out of use until its next `destination`: its memory may be given back to the system, if that keeps the promise of
     /// initialised bytes.

@@ -65,6 +65,12 @@ pub enum Error {
         /// What the system said.
         source: std::io::Error,
     },
+    /// io_uring was asked for by name and cannot be used here.
+    #[error("io_uring cannot be used: {source}")]
+    UringRefused {
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// Bytes of an expert could not be read. The request that wanted them is over; the bank is intact.
     #[error(
         "cannot read {families} of expert {expert} in layer {layer}: {path} at offset {offset}, {len} bytes: {source}",
@@ -123,7 +129,7 @@ impl Error {
             Error::DoesNotFit { .. } => Class::DoesNotFit,
             Error::Geometry { .. } | Error::TraceLine { .. } | Error::TraceForeign { .. } => Class::BadFile,
             Error::TraceOpen { source, .. } if source.kind() == std::io::ErrorKind::NotFound => Class::Usage,
-            Error::Usage(_) | Error::DirectRefused { .. } => Class::Usage,
+            Error::Usage(_) | Error::DirectRefused { .. } | Error::UringRefused { .. } => Class::Usage,
             Error::NoSuchLayer { .. } | Error::NoSuchExpert { .. } | Error::Arena(_) => Class::Internal,
             Error::Open { .. } | Error::Read { .. } | Error::TraceIo(_) | Error::TraceOpen { .. } => {
                 Class::Io
@@ -138,6 +144,9 @@ impl Error {
                 Some(format!("give the bank at least {}", crate::plan::human_bytes_up(*needed)))
             }
             Error::DirectRefused { .. } => Some("use the automatic or the buffered reader".into()),
+            Error::UringRefused { .. } => Some(
+                "use the automatic reader or pread; containers and old kernels often lack io_uring".into(),
+            ),
             Error::Read { source, .. } if source.kind() == std::io::ErrorKind::UnexpectedEof => {
                 Some("the file is shorter than its headers say: it was changed or cut while in use".into())
             }

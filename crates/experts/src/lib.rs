@@ -28,7 +28,9 @@ pub use bank::{Bank, Resident, Schedule};
 pub use error::Error;
 pub use plan::{BankPlan, BankSize, LayerExperts, LayerPlan, SizeClass, SlotId};
 pub use policy::{ExpertKey, Policy, lru::Lru};
-pub use read::{Completion, Origin, Priority, Read, ReadFailure, Reader, ReaderChoice, Ticket};
+pub use read::{
+    Completion, Origin, Priority, Read, ReadFailure, Reader, ReaderChoice, ReaderKind, Ticket, parse_reader,
+};
 pub use replay::replay;
 pub use stats::{Counters, Stats};
 pub use trace::{Trace, TraceRecord};

@@ -8,13 +8,15 @@ use std::path::{Path, PathBuf};
 use crate::gguf::{self, Header, Metadata, Shards};
 use crate::manifest::{Entry, Layout, Manifest};
 use crate::package::{self, Parts};
-use crate::{Error, ExpertTensor, Extent, Family, FileIndex, Tensor};
+use crate::{Error, ExpertTensor, Extent, Family, FileIndex, Tensor, copies};
 
 /// How to open a checkpoint.
 #[derive(Debug, Clone, Default)]
 pub struct OpenOptions {
     /// A sidecar (folder or manifest) to use instead of the one that belongs to the path.
     pub sidecar: Option<PathBuf>,
+    /// Further sidecars with the same files, on drives of their own.
+    pub copies: Vec<PathBuf>,
     /// Open even when the dense part or experts are absent: for inspect, extract and verify, never for running.
     pub allow_incomplete: bool,
     /// Follow absolute paths and `..` in a manifest. Only for manifests that this user wrote.
@@ -56,6 +58,7 @@ pub struct Checkpoint {
     index: HashMap<String, usize>,
     experts: Vec<ExpertTensor>,
     manifest: Option<Manifest>,
+    copies: Vec<Vec<PathBuf>>,
     notes: Vec<String>,
 }
 
@@ -97,6 +100,9 @@ impl Checkpoint {
             }
             this.add_sidecar(manifest)?;
         }
+        for copy in &options.copies {
+            this.add_copy(copy, options.allow_outside)?;
+        }
         this.experts.sort_by_key(|tensor| (tensor.layer, tensor.family));
         this.index = this.tensors.iter().enumerate().map(|(at, tensor)| (tensor.name.clone(), at)).collect();
         this.check_expert_count()?;
@@ -119,6 +125,7 @@ impl Checkpoint {
             index: HashMap::new(),
             experts: Vec::new(),
             manifest: None,
+            copies: Vec::new(),
             notes: Vec::new(),
         }
     }
@@ -206,6 +213,24 @@ impl Checkpoint {
         self.experts.extend(own.into_values());
         self.source = Source::Sidecar { manifest: manifest.path.clone(), layout: manifest.layout };
         self.manifest = Some(manifest);
+        Ok(())
+    }
+
+    fn add_copy(&mut self, copy: &Path, allow_outside: bool) -> Result<(), Error> {
+        let Some(manifest) = &self.manifest else {
+            return Err(Error::Usage {
+                why: format!("there is no sidecar that {} could be a copy of", copy.display()),
+                hint: Some("give the first copy with --sidecar too".into()),
+            });
+        };
+        let files = copies::open(copy, manifest, &self.files, allow_outside)?;
+        if self.copies.contains(&files) {
+            return Err(Error::Usage {
+                why: format!("{} is given twice as a sidecar", copy.display()),
+                hint: None,
+            });
+        }
+        self.copies.push(files);
         Ok(())
     }
 
@@ -369,6 +394,11 @@ impl Checkpoint {
     /// Every file that an extent can point into: GGUF files first, then bins.
     pub fn files(&self) -> &[PathBuf] {
         &self.files
+    }
+
+    /// [`Checkpoint::files`] once more for each further copy of the sidecar.
+    pub fn copies(&self) -> &[Vec<PathBuf>] {
+        &self.copies
     }
 
     /// The GGUF files among [`Checkpoint::files`]; empty for a sidecar without its dense part.

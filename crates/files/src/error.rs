@@ -207,6 +207,16 @@ pub enum Error {
         /// What differs.
         why: String,
     },
+    /// A second sidecar is no copy of the first.
+    #[error("{copy} is no copy of {original}: {why}", copy = copy.display(), original = original.display())]
+    CopyDiffers {
+        /// The one given later.
+        copy: PathBuf,
+        /// The one given first.
+        original: PathBuf,
+        /// What differs.
+        why: String,
+    },
     /// Part of a model is absent: its dense GGUF, or its experts.
     #[error("{path}: {what}", path = path.display())]
     Incomplete {
@@ -299,6 +309,7 @@ impl Error {
             | Error::ManifestEntry { .. }
             | Error::Sums { .. }
             | Error::WrongSidecar { .. }
+            | Error::CopyDiffers { .. }
             | Error::Incomplete { .. } => Class::BadFile,
         }
     }
@@ -334,6 +345,9 @@ impl Error {
                 "extract the sidecar again from the GGUF with `slotbank extract`".into()
             }
             Error::WrongSidecar { .. } => "pass the sidecar that was extracted from this very model".into(),
+            Error::CopyDiffers { .. } => {
+                "copy the sidecar again with all of its files, or give only one of them".into()
+            }
             Error::Space { needs, has, .. } => {
                 format!("free {} more bytes or choose another disk", needs.saturating_sub(*has))
             }

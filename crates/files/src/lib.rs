@@ -10,6 +10,7 @@
 
 mod atomic;
 mod checkpoint;
+mod copies;
 mod error;
 mod expert;
 pub mod extract;

@@ -421,3 +421,69 @@ fn real_geometry_opens_in_no_time() {
         vec![0; usize::try_from(last.expert_bytes).unwrap()]
     );
 }
+
+/// Further copies are compared with the first in all that can be seen without reading experts.
+#[test]
+fn copies_of_a_sidecar_are_compared_when_opened() {
+    let dir = tempfile::tempdir().unwrap();
+    let [first, second] = ["a", "b"].map(|name| dir.path().join(name));
+    extracted(&first);
+    extracted(&second);
+    let open = |copies: &[&Path]| {
+        let copies = copies.iter().map(|path| path.to_path_buf()).collect();
+        Checkpoint::open_with(&first, &OpenOptions { copies, ..OpenOptions::default() })
+    };
+    let checkpoint = open(&[&second]).unwrap();
+    let [copy] = checkpoint.copies() else { panic!("one copy") };
+    assert_eq!(copy.len(), checkpoint.files().len());
+    for (here, there) in checkpoint.files().iter().zip(copy) {
+        let is_gguf = here.extension().is_some_and(|e| e == "gguf");
+        assert_eq!(here == there, is_gguf, "{}", there.display());
+        assert_eq!(fs::read(here).unwrap(), fs::read(there).unwrap());
+    }
+    for twice in [&[first.as_path()][..], &[&second, &second]] {
+        let error = open(twice).unwrap_err();
+        assert!(error.class() == Class::Usage && error.to_string().contains("twice"), "{error}");
+    }
+    let refused = |what: &str| {
+        let error = open(&[&second]).unwrap_err();
+        assert!(matches!(&error, Error::CopyDiffers { why, .. } if why.contains(what)), "{error}");
+        assert!(error.hint().is_some() && error.class() == Class::BadFile);
+    };
+    // Longer by a byte: still a sound sidecar, but no copy.
+    let bin = fs::read_dir(&second).unwrap().map(|item| item.unwrap().path());
+    let bin = bin.filter(|path| path.extension().is_some_and(|e| e == "bin")).min().unwrap();
+    let mut bytes = fs::read(&bin).unwrap();
+    bytes.push(0);
+    fs::write(&bin, &bytes).unwrap();
+    refused("bytes in place of");
+    bytes.pop();
+    fs::write(&bin, &bytes).unwrap();
+    open(&[&second]).unwrap();
+    let manifest = second.join("manifest.json");
+    let mut json: Value = serde_json::from_slice(&fs::read(&manifest).unwrap()).unwrap();
+    json["generated_at"] = json!("another day");
+    put(&manifest, &serde_json::to_vec(&json).unwrap());
+    open(&[&second]).unwrap();
+    let sums = second.join("manifest.sums.json");
+    let recorded = fs::read_to_string(&sums).unwrap();
+    let mut other: Value = serde_json::from_str(&recorded).unwrap();
+    let lists = other["experts"].as_object_mut().unwrap();
+    lists.values_mut().next().unwrap()[0] = json!("0".repeat(64));
+    put(&sums, &serde_json::to_vec(&other).unwrap());
+    refused("recorded sums");
+    put(&sums, recorded.as_bytes());
+    json["entries"].as_array_mut().unwrap().swap(0, 1);
+    put(&manifest, &serde_json::to_vec(&json).unwrap());
+    refused("is another one");
+    json["entries"].as_array_mut().unwrap().pop();
+    put(&manifest, &serde_json::to_vec(&json).unwrap());
+    refused("entries, not");
+    fs::remove_file(&bin).unwrap();
+    assert!(open(&[&second]).is_err());
+    let whole = Checkpoint::open_with(
+        &first.join("dense/model-dense.gguf"),
+        &OpenOptions { copies: vec![second.clone()], allow_incomplete: true, ..OpenOptions::default() },
+    );
+    assert!(whole.is_err(), "a copy that lacks a bin is no copy");
+}

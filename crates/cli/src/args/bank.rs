@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use engine::{AttentionMode, BankSize, CacheType, EngineOptions, Prefetch, Promote, ReaderChoice};
+use engine::{
+    AttentionMode, BankSize, CacheType, EngineOptions, Prefetch, Promote, ReaderChoice, ReaderKind,
+};
 
 use super::flash_moe::FlashMoeArgs;
 
@@ -66,9 +68,17 @@ pub(crate) struct BankArgs {
     /// Diagnostic: leave the routed experts out
     #[arg(long, alias = "moe-shared-only")]
     shared_only: bool,
-    /// How expert bytes are read: past the page cache, through it, or whichever works
-    #[arg(long, value_enum, value_name = "HOW", default_value_t = ReaderArg::Auto)]
-    reader: ReaderArg,
+    /// What reads expert bytes (threads, io_uring, or the simulated drive of the tests) and how: past the page cache
+    /// or through it. `auto`, `pread`, `uring` or `sim`; `direct` or `buffered`; or both as in `uring-direct`
+    #[arg(long, value_name = "HOW", default_value = "auto", value_parser = parse_reader)]
+    reader: (ReaderKind, ReaderChoice),
+    /// Cut a read into up to N pieces while too few reads are outstanding to keep the drive busy; 1 never does
+    /// [default: 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16), alias = "moe-cache-io-split")]
+    io_split: Option<u32>,
+    /// With --sidecar given several times: cut each read into one piece per copy
+    #[arg(long)]
+    stripe: bool,
     /// Who loses a slot that is needed: the expert used least often, older uses counting less and less (lfu), the
     /// least recently used one (lru), or the one whose uses, fading with time, add up to least (lrfu)
     #[arg(long, value_name = "NAME", default_value_t = EngineOptions::default().policy, value_parser = policies())]
@@ -115,13 +125,6 @@ enum PrefetchArg {
     Previous,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum ReaderArg {
-    Auto,
-    Direct,
-    Buffered,
-}
-
 impl BankArgs {
     /// The one place where flags become engine options.
     pub(crate) fn options(&self) -> EngineOptions {
@@ -164,11 +167,10 @@ impl BankArgs {
             pin: self.pin.clone(),
             trace: self.trace.clone(),
             memory_bytes: self.ram,
-            reader: match self.reader {
-                ReaderArg::Auto => ReaderChoice::Auto,
-                ReaderArg::Direct => ReaderChoice::Direct,
-                ReaderArg::Buffered => ReaderChoice::Buffered,
-            },
+            reader_kind: self.reader.0,
+            reader: self.reader.1,
+            io_split: self.io_split,
+            stripe: self.stripe,
             ..EngineOptions::default()
         };
         self.flash_moe.apply(&mut options);
@@ -211,4 +213,8 @@ fn parse_bytes(text: &str) -> Result<u64, String> {
 
 pub(crate) fn parse_bank(text: &str) -> Result<BankSize, String> {
     text.parse::<BankSize>().map_err(|error| error.to_string())
+}
+
+fn parse_reader(text: &str) -> Result<(ReaderKind, ReaderChoice), String> {
+    experts::parse_reader(text).map_err(|error| error.to_string())
 }

@@ -11,9 +11,10 @@ pub(crate) struct ModelArgs {
     /// GGUF file (any shard), model folder, sidecar folder, manifest or package file [default: the embedded demo]
     #[arg(short, long, value_name = "MODEL")]
     model: Option<PathBuf>,
-    /// Folder with the experts, when it cannot be found from MODEL
+    /// Folder with the experts, when it cannot be found from MODEL. Given several times: identical copies on drives of
+    /// their own, all of which are read
     #[arg(long, value_name = "DIR", alias = "moe-sidecar")]
-    pub(crate) sidecar: Option<PathBuf>,
+    pub(crate) sidecar: Vec<PathBuf>,
 }
 
 impl ModelArgs {
@@ -33,9 +34,10 @@ pub(crate) struct ModelPath {
     /// The same as a flag
     #[arg(short = 'm', long = "model", value_name = "MODEL", conflicts_with = "positional")]
     flag: Option<PathBuf>,
-    /// Folder with the experts, when it cannot be found from MODEL
+    /// Folder with the experts, when it cannot be found from MODEL. Given several times: identical copies on drives of
+    /// their own, all of which are read
     #[arg(long, value_name = "DIR", alias = "moe-sidecar")]
-    pub(crate) sidecar: Option<PathBuf>,
+    pub(crate) sidecar: Vec<PathBuf>,
 }
 
 impl ModelPath {

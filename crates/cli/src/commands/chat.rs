@@ -62,7 +62,7 @@ enum Line {
 }
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
-    let model = session::open(args.model.path(), args.model.sidecar.as_deref())?;
+    let model = session::open(args.model.path(), &args.model.sidecar)?;
     let session = session::load(&model, &args.bank, args.quiet)?;
     let tokenizer = tokenizer(&session)?;
     if session.engine.chat_template().is_none() {

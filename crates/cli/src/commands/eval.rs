@@ -105,7 +105,7 @@ struct Sample<'a> {
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let items = args.items.as_deref().map(read_items).transpose()?;
-    let model = session::open(args.model.path(), args.model.sidecar.as_deref())?;
+    let model = session::open(args.model.path(), &args.model.sidecar)?;
     let mut session = session::load(&model, &args.bank, args.quiet)?;
     let tokenizer = tokenizer(&session)?;
     let done = match (&items, args.sample, &args.prompt) {

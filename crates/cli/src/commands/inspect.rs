@@ -23,8 +23,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let path = session::locate(args.model.path())?.0;
-    let options =
-        OpenOptions { sidecar: args.model.sidecar.clone(), allow_incomplete: true, ..OpenOptions::default() };
+    let options = OpenOptions { allow_incomplete: true, ..session::with_sidecars(&args.model.sidecar) };
     let inspection = inspect(&Checkpoint::open_with(&path, &options)?)?;
     if args.json {
         ui::print_json(&inspection)?;

@@ -35,7 +35,7 @@ prints one object, {\"n_vocab\":N,\"tokens\":[…],\"logits\":[[…],…]}; ever
 the 32-bit float that was computed";
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
-    let model = session::open(args.model.path(), args.model.sidecar.as_deref())?;
+    let model = session::open(args.model.path(), &args.model.sidecar)?;
     let mut session = session::load(&model, &args.bank, args.quiet || args.json)?;
     let engine = &mut session.engine;
     let n_vocab = engine.model().n_vocab;

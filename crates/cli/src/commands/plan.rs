@@ -37,7 +37,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let mut options = args.bank.options();
     // Here the trace is read, not written.
     let hits = Hits::read(options.trace.take().as_deref())?;
-    let model = session::open(args.model.path(), args.model.sidecar.as_deref())?;
+    let model = session::open(args.model.path(), &args.model.sidecar)?;
     let plan = Engine::plan(&model.checkpoint, &options)?;
     let outlook = forecast::outlook(&model.checkpoint, &plan, &options, &args.rates, &hits, true)?;
     if args.json {

@@ -62,7 +62,7 @@ struct Output<'a> {
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let prompt = prompt(args)?;
-    let model = session::open(args.model.path(), args.model.sidecar.as_deref())?;
+    let model = session::open(args.model.path(), &args.model.sidecar)?;
     let expected = if args.stats { Some(expected(&model, args)?) } else { None };
     let mut session = session::load(&model, &args.bank, args.quiet)?;
     let tokenizer = tokenizer(&session)?;

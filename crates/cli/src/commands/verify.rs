@@ -38,8 +38,11 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let path = session::locate(args.model.path())?.0;
+    if args.model.sidecar.len() > 1 {
+        return Err(Failure::usage("several sidecars are given", "verify one copy after the other"));
+    }
     let options = Options {
-        sidecar: args.model.sidecar.clone(),
+        sidecar: args.model.sidecar.first().cloned(),
         mode: if args.quick { Mode::Quick } else { Mode::Full },
         against: args.against.clone(),
         packers: engine::known_packers(),

@@ -125,6 +125,9 @@ impl From<files::Error> for Failure {
             E::WrongSidecar { manifest, dense, why } => {
                 new("wrong sidecar").place(format!("{} for {}", manifest.display(), dense.display())).why(why)
             }
+            E::CopyDiffers { copy, original, why } => new("sidecars that are no copies of each other")
+                .place(format!("{} and {}", original.display(), copy.display()))
+                .why(why),
             E::Incomplete { path, what, .. } => {
                 new("incomplete model").place(path.display().to_string()).why(what)
             }

@@ -45,7 +45,9 @@ fn threads_and_reader_do_not_change_the_text() {
         place.run(&format!("run Hello -m m -n 16 --ignore-eos -q --temp 1 --bank 3 {extra}")).expect(0).stdout
     };
     let reference = text("");
-    for extra in ["--threads 1", "--threads 3", "--reader buffered"] {
+    for extra in
+        ["--threads 1", "--threads 3", "--reader buffered", "--reader sim", "--reader pread --io-split 4"]
+    {
         assert_eq!(text(extra), reference, "{extra}");
     }
 }

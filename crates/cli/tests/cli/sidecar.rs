@@ -141,6 +141,30 @@ fn a_wrong_sidecar_is_refused() {
     assert!(done.stderr.contains("sidecar") && done.stderr.contains("hint:"), "{}", done.stderr);
 }
 
+/// Two copies give the text that one gives; something else under the same names is refused, as is the same folder twice.
+#[test]
+fn copies_on_several_drives_must_be_copies() {
+    let place = Place::new();
+    package(&place, "a");
+    package(&place, "b");
+    let one = place.run(&format!("{RUN} a")).expect(0);
+    for extra in ["", " --stripe", " --reader sim", " --io-split 4"] {
+        let two = place.run(&format!("{RUN} a --sidecar a --sidecar b{extra}")).expect(0);
+        assert_eq!(two.stdout, one.stdout, "{extra}");
+    }
+    let twice = place.run(&format!("{RUN} a --sidecar a --sidecar a/../a")).expect(2);
+    assert!(twice.stderr.contains("twice"), "{}", twice.stderr);
+    let lonely = place.run(&format!("{RUN} a --stripe")).expect(2);
+    assert!(lonely.stderr.contains("--stripe"), "{}", lonely.stderr);
+    let mut other = talking();
+    other.config.n_routed_experts = 16;
+    other.write_package(&place.path("c"), toy::Convention::Flat, toy::Layout::WholeTensor);
+    let done = place.run(&format!("{RUN} a --sidecar a --sidecar c")).expect(3);
+    assert!(done.stderr.contains("no copies") && done.stderr.contains("hint:"), "{}", done.stderr);
+    let done = place.run("verify a --sidecar a --sidecar b").expect(2);
+    assert!(done.stderr.contains("one copy"), "{}", done.stderr);
+}
+
 #[test]
 fn a_truncated_layer_and_a_broken_manifest_are_bad_files() {
     let place = Place::new();

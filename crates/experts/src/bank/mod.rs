@@ -85,7 +85,7 @@ impl Bank {
     pub fn new(
         plan: BankPlan,
         files: &[PathBuf],
-        reader: Box<dyn Reader>,
+        mut reader: Box<dyn Reader>,
         mut arena: Box<dyn Arena>,
         policy: Box<dyn Policy>,
     ) -> Result<Bank> {
@@ -104,6 +104,8 @@ impl Bank {
             )));
         }
         arena.allocate(plan.classes())?;
+        // SAFETY: the arena vouches for its regions as long as it lives, which is longer than the reader does.
+        unsafe { reader.register(&arena.regions()) };
         let flight =
             Flight::new(plan.experts_max(), Places::spares(&plan), plan.parts_max(), reader.capacity());
         Ok(Bank {
@@ -310,6 +312,8 @@ impl Bank {
         }
         self.abandon();
         let slots = self.table.plan.slots_for_bytes(bytes);
+        // SAFETY: no region. A reader that has pinned pages would go on writing into those that are given back here.
+        unsafe { self.reader.register(&[]) };
         let (arena, places) = (&mut self.arena, &self.places);
         self.table.resize(&slots, |slot| arena.release(places.of(slot)));
         let classes = self.table.plan.classes().iter().zip(&slots);
@@ -406,6 +410,11 @@ impl Bank {
     /// How experts are read, for people.
     pub fn describe_reader(&self) -> String {
         self.reader.describe()
+    }
+
+    /// What reading met without failing, once each, for people.
+    pub fn take_warning(&mut self) -> Option<String> {
+        self.reader.take_warning()
     }
 
     /// The slot memory; a backend that knows which arena it gave finds its buffers through it.
@@ -566,7 +575,7 @@ impl Bank {
         let part = &planned.parts[task.part as usize];
         let families: Vec<&str> = part.pieces.iter().map(|piece| piece.family.name()).collect();
         Error::Read {
-            path: self.files[part.file.0 as usize].clone(),
+            path: failure.path.unwrap_or_else(|| self.files[part.file.0 as usize].clone()),
             offset: failure.offset,
             len: part.len,
             layer: planned.layer,

@@ -11,7 +11,12 @@
 pub mod cache;
 pub mod pread;
 pub mod probe;
+mod progress;
 pub mod sim;
+mod source;
+pub mod spread;
+#[cfg(target_os = "linux")]
+pub mod uring;
 
 use std::io;
 use std::path::PathBuf;
@@ -22,7 +27,21 @@ use files::FileIndex;
 
 use crate::{ALIGNMENT, Result};
 
-/// Which kind of reads to use.
+/// What reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ReaderKind {
+    /// The pool, as long as nothing has been measured to beat it; [`Reader::describe`] says what it is.
+    #[default]
+    Auto,
+    /// A pool of threads; everywhere.
+    Pread,
+    /// io_uring, or an error; on Linux.
+    Uring,
+    /// The simulated drive over the real files: delays and reordering that take no time. For tests.
+    Sim,
+}
+
+/// Whether reads go past the page cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ReaderChoice {
     /// Direct where the filesystem takes it, buffered elsewhere; [`Reader::describe`] says which.
@@ -34,17 +53,35 @@ pub enum ReaderChoice {
     Buffered,
 }
 
-impl std::str::FromStr for ReaderChoice {
-    type Err = crate::Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        match text {
-            "auto" => Ok(ReaderChoice::Auto),
-            "direct" => Ok(ReaderChoice::Direct),
-            "buffered" => Ok(ReaderChoice::Buffered),
-            _ => Err(crate::Error::Usage(format!("reader {text:?} is none of: auto, direct, buffered"))),
+/// The two choices from one word: `uring`, `direct`, `pread-buffered`, …
+pub fn parse_reader(text: &str) -> Result<(ReaderKind, ReaderChoice)> {
+    let kind = |word| match word {
+        "auto" => Some(ReaderKind::Auto),
+        "pread" => Some(ReaderKind::Pread),
+        "uring" => Some(ReaderKind::Uring),
+        "sim" => Some(ReaderKind::Sim),
+        _ => None,
+    };
+    let choice = |word| match word {
+        "direct" => Some(ReaderChoice::Direct),
+        "buffered" => Some(ReaderChoice::Buffered),
+        _ => None,
+    };
+    let parsed = match text.split_once('-') {
+        None => kind(text)
+            .map(|kind| (kind, ReaderChoice::Auto))
+            .or_else(|| choice(text).map(|choice| (ReaderKind::Auto, choice))),
+        // The simulated drive has no page cache to go past.
+        Some((first, last)) => {
+            kind(first).filter(|&kind| kind != ReaderKind::Sim).and_then(|kind| Some((kind, choice(last)?)))
         }
-    }
+    };
+    parsed.ok_or_else(|| {
+        crate::Error::Usage(format!(
+            "reader {text:?} is none of: auto, direct, buffered, pread, uring, either of the last two with -direct or \
+             -buffered, sim"
+        ))
+    })
 }
 
 /// Names one read between its submission and its completion. The submitter chooses it and must not use one
@@ -123,6 +160,15 @@ pub struct ReadFailure {
     pub offset: u64,
     /// What the system said.
     pub source: io::Error,
+    /// The file, where it is not the one that the reader was asked for by its index: another copy of it.
+    pub path: Option<PathBuf>,
+}
+
+impl ReadFailure {
+    /// A failure of the file that was asked for.
+    pub fn new(offset: u64, source: io::Error) -> Self {
+        ReadFailure { offset, source, path: None }
+    }
 }
 
 /// A read that is over.
@@ -169,10 +215,106 @@ pub unsafe trait Reader: Send + Sync {
 
     /// One line for people: what reads, how, with how many threads, and why not otherwise.
     fn describe(&self) -> String;
+
+    /// Tells which memory most windows will lie in; in place of what was told before. A reader that can prepare
+    /// memory (pin it once, not for each read) does; windows elsewhere work all the same.
+    ///
+    /// # Safety
+    /// Until the next call, or until the reader is dropped, each region (first byte, bytes) stays mapped to the very
+    /// pages it has now. Whoever gives pages of a region back to the system calls this first, without them.
+    unsafe fn register(&mut self, regions: &[(NonNull<u8>, usize)]) {
+        let _ = regions;
+    }
+
+    /// What went wrong without stopping anything, once each: a sentence for people.
+    fn take_warning(&mut self) -> Option<String> {
+        None
+    }
 }
 
-/// Opens the reader that this machine should use by default.
-pub fn open(files: &[PathBuf], choice: ReaderChoice) -> Result<Box<dyn Reader>> {
-    let options = pread::Options { choice, ..pread::Options::default() };
-    Ok(Box::new(pread::PreadReader::open(files, &options)?))
+/// How to open a reader.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// What reads.
+    pub kind: ReaderKind,
+    /// Whether reads go past the page cache.
+    pub choice: ReaderChoice,
+    /// Reads in flight that one drive needs to be busy, at least 1: the threads of a pool.
+    pub depth: usize,
+    /// Pieces that a read may be cut into while fewer than `depth` are outstanding; 1 never cuts, none is the default.
+    pub split: Option<u32>,
+    /// Cut each read into one piece per copy.
+    pub stripe: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options { kind: ReaderKind::Auto, choice: ReaderChoice::Auto, depth: 8, split: None, stripe: false }
+    }
+}
+
+/// Pieces that a read is cut into at most unless asked otherwise.
+const SPLIT_DEFAULT: u32 = 1;
+
+/// Opens what `options` ask for, over `files` and, if there are any, further copies of them on other drives: the
+/// same files in the same order.
+pub fn open(files: &[PathBuf], copies: &[Vec<PathBuf>], options: &Options) -> Result<Box<dyn Reader>> {
+    let ways = options.split.unwrap_or(SPLIT_DEFAULT).max(1);
+    if copies.is_empty() && ways == 1 {
+        return open_one(files, options);
+    }
+    let drive =
+        |files: &[PathBuf]| Ok(spread::Drive { reader: open_one(files, options)?, files: files.to_vec() });
+    let drives = std::iter::once(files).chain(copies.iter().map(Vec::as_slice)).map(drive);
+    let spread = spread::Options { ways, depth: options.depth, stripe: options.stripe, ..Default::default() };
+    Ok(Box::new(spread::SpreadReader::new(drives.collect::<Result<_>>()?, &spread)))
+}
+
+/// The reader of one drive.
+fn open_one(files: &[PathBuf], options: &Options) -> Result<Box<dyn Reader>> {
+    let choice = options.choice;
+    match options.kind {
+        ReaderKind::Auto | ReaderKind::Pread => {
+            let options = pread::Options { choice, threads: options.depth, ..Default::default() };
+            Ok(Box::new(pread::PreadReader::open(files, &options)?))
+        }
+        ReaderKind::Uring => open_uring(files, options),
+        ReaderKind::Sim => Ok(Box::new(sim::SimReader::open(files, sim::Options::rough(1))?)),
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn open_uring(files: &[PathBuf], options: &Options) -> Result<Box<dyn Reader>> {
+    let (choice, speculative_max) = (options.choice, options.depth);
+    let options = uring::Options { choice, speculative_max, ..Default::default() };
+    Ok(Box::new(uring::UringReader::open(files, &options)?))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn open_uring(_: &[PathBuf], _: &Options) -> Result<Box<dyn Reader>> {
+    Err(crate::Error::UringRefused { source: io::ErrorKind::Unsupported.into() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_word_says_what_reads_and_how() {
+        use {ReaderChoice as How, ReaderKind as What};
+        for (text, expected) in [
+            ("auto", (What::Auto, How::Auto)),
+            ("direct", (What::Auto, How::Direct)),
+            ("buffered", (What::Auto, How::Buffered)),
+            ("pread", (What::Pread, How::Auto)),
+            ("uring-buffered", (What::Uring, How::Buffered)),
+            ("pread-direct", (What::Pread, How::Direct)),
+            ("sim", (What::Sim, How::Auto)),
+        ] {
+            assert_eq!(parse_reader(text).unwrap(), expected, "{text}");
+        }
+        for text in ["", "Uring", "direct-uring", "sim-direct", "uring-auto", "pread-", "pread-direct-"] {
+            assert!(parse_reader(text).is_err(), "{text}");
+        }
+    }
 }

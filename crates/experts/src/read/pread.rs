@@ -5,15 +5,15 @@
 //! milliseconds, so the lock is never the cost. Nothing is allocated per read.
 
 use std::collections::VecDeque;
-use std::fs::File;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::progress::Progress;
+use super::source::{Source, open_all, read_at};
 use super::{Completion, Priority, Read, ReadFailure, Reader, ReaderChoice, Ticket};
-use crate::{ALIGNMENT, Error, Result};
+use crate::{Error, Result};
 
 /// How to read.
 #[derive(Debug, Clone)]
@@ -61,38 +61,13 @@ struct Queues {
     closing: bool,
 }
 
-/// An open file and the way it is read.
-#[derive(Debug)]
-struct Source {
-    file: File,
-    /// Offsets, lengths and memory must be whole blocks.
-    direct: bool,
-}
-
 impl PreadReader {
     /// Opens every file and starts the threads.
     ///
     /// Errors: [`Error::Open`], or [`Error::DirectRefused`] when direct reads were asked for by name.
     pub fn open(files: &[PathBuf], options: &Options) -> Result<Self> {
-        let mut refused: Option<(&Path, io::Error)> = None;
-        let mut sources = Vec::with_capacity(files.len());
-        for path in files {
-            let (source, refusal) = open_source(path, options.choice)?;
-            sources.push(source);
-            if refused.is_none() {
-                refused = refusal.map(|error| (path.as_path(), error));
-            }
-        }
         let threads = options.threads.max(1);
-        let how = match (&refused, options.choice) {
-            (Some((path, error)), _) => {
-                let direct = sources.iter().filter(|source| source.direct).count();
-                let total = sources.len();
-                format!("direct for {direct} of {total} files (refused for {}: {error})", path.display())
-            }
-            (None, ReaderChoice::Buffered) => "buffered".to_string(),
-            (None, _) => DIRECT_NAME.to_string(),
-        };
+        let (sources, how) = open_all(files, options.choice, threads)?;
         let capacity = options.capacity.max(threads);
         let queues = Queues {
             demand: VecDeque::with_capacity(capacity),
@@ -112,7 +87,7 @@ impl PreadReader {
         };
         for i in 0..threads {
             let shared = Arc::clone(&reader.shared);
-            let worker = std::thread::Builder::new().name(format!("read-{i}")).spawn(move || shared.work());
+            let worker = std::thread::Builder::new().name(format!("read-{i}")).spawn(move || shared.work(i));
             // Dropping `reader` on the way out ends the threads that did start.
             reader
                 .workers
@@ -123,7 +98,7 @@ impl PreadReader {
 }
 
 // SAFETY: a window is written by the one worker that took its read out of a queue, before that worker files
-// the completion, inside `window..window + span` (`Source::read` slices nothing else). A cancelled read was
+// the completion, inside `window..window + span` (`read_whole` slices nothing else). A cancelled read was
 // still in a queue, so no worker has it. Drop joins all workers.
 unsafe impl Reader for PreadReader {
     unsafe fn submit(&mut self, reads: &[Read]) {
@@ -224,7 +199,7 @@ impl Shared {
         self.queues.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn work(&self) {
+    fn work(&self, thread: usize) {
         let mut queues = self.lock();
         loop {
             let Some(read) = queues.next() else {
@@ -235,7 +210,7 @@ impl Shared {
                 continue;
             };
             drop(queues);
-            let result = self.files[read.file.0 as usize].read(&read);
+            let result = read_whole(&self.files[read.file.0 as usize], thread, &read);
             queues = self.lock();
             queues.completed.push_back(Completion { ticket: read.ticket, result });
             self.done.notify_one();
@@ -261,122 +236,12 @@ impl Queues {
     }
 }
 
-impl Source {
-    /// Reads the wanted bytes of `read` into their place, however many system calls that takes.
-    fn read(&self, read: &Read) -> Result<(), ReadFailure> {
-        // SAFETY: `submit` promised `span` initialised bytes that are ours until the completion.
-        let window = unsafe { std::slice::from_raw_parts_mut(read.window.as_ptr(), read.span as usize) };
-        let delta = read.delta() as usize;
-        let (from, to) = if self.direct {
-            (0, (delta + read.len as usize).next_multiple_of(ALIGNMENT as usize))
-        } else {
-            (delta, delta + read.len as usize)
-        };
-        let block = if self.direct { ALIGNMENT as usize } else { 1 };
-        let base = read.offset - delta as u64;
-        fill(&mut window[..to], from, delta + read.len as usize, block, |bytes, at| {
-            read_at(&self.file, bytes, base + at as u64)
-        })
-        .map_err(|(at, source)| ReadFailure { offset: base + at as u64, source })
-    }
-}
-
-/// Fills `window[from..wanted]` by calls of `read_at(bytes, index of the first byte)`, each of which may fall
-/// short.
-///
-/// Reads start at multiples of `block` and ask for everything up to the end of the window. Since a file need
-/// not end on a block, a short read is fine once the wanted bytes are covered. Otherwise the rest is asked
-/// for again from the last whole block; when that brings nothing new the file has ended. The error carries
-/// the index that it happened at.
-pub(crate) fn fill(
-    window: &mut [u8],
-    from: usize,
-    wanted: usize,
-    block: usize,
-    mut read_at: impl FnMut(&mut [u8], usize) -> io::Result<usize>,
-) -> std::result::Result<(), (usize, io::Error)> {
-    let mut filled = from;
-    while filled < wanted {
-        let at = filled - filled % block;
-        match read_at(&mut window[at..], at) {
-            Ok(n) if at + n > filled => filled = at + n,
-            Ok(_) => return Err((filled, io::ErrorKind::UnexpectedEof.into())),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err((filled, error)),
-        }
-    }
-    Ok(())
-}
-
-#[cfg(unix)]
-pub(crate) fn read_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
-    std::os::unix::fs::FileExt::read_at(file, bytes, offset)
-}
-
-#[cfg(windows)]
-pub(crate) fn read_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
-    std::os::windows::fs::FileExt::seek_read(file, bytes, offset)
-}
-
-#[cfg(any(target_os = "linux", target_os = "android"))]
-const DIRECT_NAME: &str = "direct (O_DIRECT)";
-#[cfg(target_vendor = "apple")]
-const DIRECT_NAME: &str = "uncached (F_NOCACHE)";
-#[cfg(not(any(target_os = "linux", target_os = "android", target_vendor = "apple")))]
-const DIRECT_NAME: &str = "buffered";
-
-/// Opens one file as `choice` says; beside it, why it is not read directly although it could have been.
-fn open_source(path: &Path, choice: ReaderChoice) -> Result<(Source, Option<io::Error>)> {
-    let buffered = || {
-        let file = File::open(path).map_err(|source| Error::Open { path: path.into(), source })?;
-        Ok(Source { file, direct: false })
-    };
-    if choice == ReaderChoice::Buffered {
-        return Ok((buffered()?, None));
-    }
-    match open_direct(path) {
-        Ok(source) => Ok((source, None)),
-        Err(error)
-            if error.kind() == io::ErrorKind::NotFound || error.kind() == io::ErrorKind::PermissionDenied =>
-        {
-            Err(Error::Open { path: path.into(), source: error })
-        }
-        Err(source) if choice == ReaderChoice::Direct => {
-            Err(Error::DirectRefused { path: path.into(), source })
-        }
-        Err(refusal) => Ok((buffered()?, Some(refusal))),
-    }
-}
-
-/// O_DIRECT. Some filesystems refuse the flag and some refuse only the reads, so one block is read to see.
-#[cfg(any(target_os = "linux", target_os = "android"))]
-fn open_direct(path: &Path) -> io::Result<Source> {
-    use std::os::unix::fs::OpenOptionsExt;
-
-    #[repr(align(4096))]
-    struct Block([u8; ALIGNMENT as usize]);
-    let flags = rustix::fs::OFlags::DIRECT.bits() as i32;
-    let file = std::fs::OpenOptions::new().read(true).custom_flags(flags).open(path)?;
-    let mut block = Box::new(Block([0; ALIGNMENT as usize]));
-    loop {
-        match read_at(&file, &mut block.0, 0) {
-            Ok(_) => return Ok(Source { file, direct: true }),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-}
-
-/// F_NOCACHE asks for no alignment; aligned reads still go straight into their destination.
-#[cfg(target_vendor = "apple")]
-fn open_direct(path: &Path) -> io::Result<Source> {
-    let file = File::open(path)?;
-    rustix::fs::fcntl_nocache(&file, true)?;
-    Ok(Source { file, direct: true })
-}
-
-#[cfg(not(any(target_os = "linux", target_os = "android", target_vendor = "apple")))]
-fn open_direct(path: &Path) -> io::Result<Source> {
-    let _ = path;
-    Err(io::Error::new(io::ErrorKind::Unsupported, "no direct reads on this system"))
+/// Reads the wanted bytes of `read` into their place, however many system calls that takes.
+fn read_whole(source: &Source, thread: usize, read: &Read) -> Result<(), ReadFailure> {
+    // SAFETY: `submit` promised `span` initialised bytes that are ours until the completion.
+    let window = unsafe { std::slice::from_raw_parts_mut(read.window.as_ptr(), read.span as usize) };
+    let (file, base) = (source.handle(thread), read.offset - read.delta());
+    Progress::new(read, source.direct)
+        .run(window, |bytes, at| read_at(file, bytes, base + at as u64))
+        .map_err(|(at, error)| ReadFailure::new(base + at as u64, error))
 }

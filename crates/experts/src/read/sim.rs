@@ -12,7 +12,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::pread::{fill, read_at};
+use super::progress::Progress;
+use super::source::read_at;
 use super::{Completion, Priority, Read, ReadFailure, Reader, Ticket};
 use crate::{Error, Result};
 
@@ -70,6 +71,20 @@ pub struct Options {
     pub fault_ppm: u32,
     /// Reads that may be outstanding.
     pub capacity: usize,
+}
+
+impl Options {
+    /// A drive that delays, reorders and returns short, without taking any time over it: what `--reader sim` is.
+    pub fn rough(seed: u64) -> Self {
+        Options {
+            seed,
+            latency: Duration::from_millis(1),
+            jitter: Duration::from_millis(5),
+            bandwidth: Some(1 << 30),
+            short_reads: true,
+            ..Options::default()
+        }
+    }
 }
 
 impl Default for Options {
@@ -197,7 +212,7 @@ impl SimReader {
         // A faulty read has got somewhere before it fails.
         let good = if faulty { from + random.below(read.len) as usize } else { wanted };
         let base = read.offset - from as u64;
-        let result = fill(&mut window[..wanted], from, wanted, 1, |bytes, at| {
+        let result = Progress::new(&read, false).run(window, |bytes, at| {
             if at >= good {
                 return Err(eio());
             }
@@ -208,14 +223,14 @@ impl SimReader {
             let asked = if short { 1 + random.below(asked as u64) as usize } else { asked };
             source.read_at(&mut bytes[..asked], base + at as u64)
         });
-        let result = result.map_err(|(at, source)| ReadFailure { offset: base + at as u64, source });
+        let result = result.map_err(|(at, error)| ReadFailure::new(base + at as u64, error));
         Completion { ticket: read.ticket, result }
     }
 }
 
 // SAFETY: windows are written in `deliver` alone, inside `window..window + span`, by the thread that calls
-// `wait_any`, right before the completion is returned; `fill` without an error has copied every wanted byte
-// from the source.
+// `wait_any`, right before the completion is returned; a `Progress` that ran to its end has copied every wanted
+// byte from the source.
 unsafe impl Reader for SimReader {
     unsafe fn submit(&mut self, reads: &[Read]) {
         assert!(self.pending.len() + reads.len() <= self.options.capacity, "more reads than the queue holds");

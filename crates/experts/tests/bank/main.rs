@@ -6,6 +6,7 @@ mod support;
 
 mod ahead;
 mod cases;
+mod drives;
 mod model;
 mod plans;
 mod readers;

@@ -1,16 +1,14 @@
-//! The pread pool on real files, through the bank and alone.
+//! Every reader on real files, through the bank and alone.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::path::PathBuf;
-use std::ptr::NonNull;
 use std::time::Duration;
 
-use files::FileIndex;
-use slotbank_experts::read::pread::{Options, PreadReader};
+use slotbank_experts::read::pread::{self, PreadReader};
 use slotbank_experts::read::sim::SimReader;
-use slotbank_experts::{Bank, BankSize, Error, Lru, Origin, Priority, Read, Reader, ReaderChoice, Ticket};
+use slotbank_experts::read::spread::{self, Drive, SpreadReader};
+use slotbank_experts::{Bank, BankSize, Error, Lru, Priority, Read, Reader, ReaderChoice, Result, Ticket};
 
-use crate::support::{Placement, TestArena, Toy, assert_maps, rough, serve};
+use crate::support::{Placement, TestArena, Toy, Window, assert_maps, rough, serve};
 
 const SIZES: [u64; 3] = [700, 4096, 15_000];
 
@@ -23,11 +21,65 @@ fn on_disk(toy: &Toy) -> (tempfile::TempDir, Vec<PathBuf>) {
     (folder, paths)
 }
 
-fn bank(toy: &Toy, paths: &[PathBuf], size: BankSize, choice: ReaderChoice) -> Bank {
+/// What reads, and what is wrapped around it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum What {
+    Pread,
+    Uring,
+    /// Every read cut into up to four slices.
+    Split,
+    /// The same files twice, as if they were copies on two drives.
+    Mirror,
+    /// The same, each read over both.
+    Stripe,
+}
+
+const EVERY: [What; 5] = [What::Pread, What::Uring, What::Split, What::Mirror, What::Stripe];
+const CHOICES: [ReaderChoice; 2] = [ReaderChoice::Auto, ReaderChoice::Buffered];
+
+/// With so many reads in flight at a drive.
+fn open(what: What, paths: &[PathBuf], choice: ReaderChoice, in_flight: usize) -> Result<Box<dyn Reader>> {
+    let pread = || {
+        let options = pread::Options { choice, threads: in_flight, ..Default::default() };
+        PreadReader::open(paths, &options).map(|reader| Box::new(reader) as Box<dyn Reader>)
+    };
+    let spread = |drives: usize, ways, stripe| {
+        let drive = |_| Ok(Drive { reader: pread()?, files: paths.to_vec() });
+        let options = spread::Options { ways, depth: 1 << 20, stripe, slice_bytes_min: 4096 };
+        let drives = (0..drives).map(drive).collect::<Result<_>>()?;
+        Ok(Box::new(SpreadReader::new(drives, &options)) as Box<dyn Reader>)
+    };
+    match what {
+        What::Pread => pread(),
+        What::Uring => uring(paths, choice, in_flight),
+        What::Split => spread(1, 4, false),
+        What::Mirror => spread(2, 1, false),
+        What::Stripe => spread(2, 1, true),
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn uring(paths: &[PathBuf], choice: ReaderChoice, in_flight: usize) -> Result<Box<dyn Reader>> {
+    use slotbank_experts::read::uring::{Options, UringReader};
+    let (depth, speculative_max) = (in_flight as u32, in_flight);
+    let options = Options { choice, depth, speculative_max, ..Default::default() };
+    match UringReader::open(paths, &options) {
+        // Containers often forbid it; then the pread pool is tested once more.
+        Err(Error::UringRefused { .. }) => open(What::Pread, paths, choice, in_flight),
+        opened => Ok(Box::new(opened?)),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn uring(paths: &[PathBuf], choice: ReaderChoice, in_flight: usize) -> Result<Box<dyn Reader>> {
+    open(What::Pread, paths, choice, in_flight)
+}
+
+fn bank(toy: &Toy, paths: &[PathBuf], size: BankSize, what: What, choice: ReaderChoice) -> Bank {
     let plan = toy.plan(size, 2).unwrap();
     let policy = Box::new(Lru::new(&plan));
-    let reader = PreadReader::open(paths, &Options { choice, ..Options::default() }).unwrap();
-    Bank::new(plan, paths, Box::new(reader), Box::new(TestArena::default()), policy).unwrap()
+    let reader = open(what, paths, choice, 8).unwrap();
+    Bank::new(plan, paths, reader, Box::new(TestArena::default()), policy).unwrap()
 }
 
 #[test]
@@ -36,8 +88,8 @@ fn every_layout_is_read_exactly_directly_and_buffered() {
         let toy = Toy::new(12, &[SIZES; 2], layout);
         assert_ne!(toy.files[0].len() % 4096, 0, "the last expert ends within a block");
         let (_folder, paths) = on_disk(&toy);
-        for choice in [ReaderChoice::Auto, ReaderChoice::Buffered] {
-            let mut bank = bank(&toy, &paths, BankSize::SlotsPerLayer(3), choice);
+        for (what, choice) in EVERY.iter().flat_map(|&what| CHOICES.map(|choice| (what, choice))) {
+            let mut bank = bank(&toy, &paths, BankSize::SlotsPerLayer(3), what, choice);
             for round in 0..3 {
                 for layer in [3, 4] {
                     let ids: Vec<u32> = (0..12).map(|i| (i * 5 + round) % 12).collect();
@@ -66,7 +118,7 @@ fn a_whole_record_is_one_read() {
 fn the_reader_says_how_it_reads() {
     let toy = Toy::new(2, &[SIZES], Placement::Whole);
     let (_folder, paths) = on_disk(&toy);
-    let open = |choice| PreadReader::open(&paths, &Options { choice, ..Options::default() });
+    let open = |choice| open(What::Pread, &paths, choice, 8);
     assert_eq!(open(ReaderChoice::Buffered).unwrap().describe(), "pread, 8 threads, buffered");
     let auto = open(ReaderChoice::Auto).unwrap().describe();
     match open(ReaderChoice::Direct) {
@@ -76,63 +128,40 @@ fn the_reader_says_how_it_reads() {
             assert!(auto.contains("refused"), "{auto}");
         }
     }
+    let wrapped = |what| self::open(what, &paths, ReaderChoice::Buffered, 8).unwrap().describe();
+    assert_eq!(wrapped(What::Split), "pread, 8 threads, buffered, few reads cut 4 ways");
+    assert_eq!(wrapped(What::Mirror), "reads spread over 2 copies, each pread, 8 threads, buffered");
+    assert_eq!(wrapped(What::Stripe), "each read striped over 2 copies, each pread, 8 threads, buffered");
 }
 
 #[test]
 fn a_missing_file_is_named() {
-    for choice in [ReaderChoice::Auto, ReaderChoice::Direct, ReaderChoice::Buffered] {
-        let error =
-            PreadReader::open(&["no/such/file.bin".into()], &Options { choice, ..Options::default() });
-        let error = error.unwrap_err();
-        assert!(matches!(&error, Error::Open { path, .. } if path.ends_with("file.bin")), "{error}");
-        assert_eq!(error.class(), files::Class::Io);
+    for what in EVERY {
+        for choice in [ReaderChoice::Auto, ReaderChoice::Direct, ReaderChoice::Buffered] {
+            let Err(error) = open(what, &["no/such/file.bin".into()], choice, 8) else {
+                panic!("{what:?} {choice:?}");
+            };
+            assert!(matches!(&error, Error::Open { path, .. } if path.ends_with("file.bin")), "{error}");
+            assert_eq!(error.class(), files::Class::Io);
+        }
     }
 }
 
 #[test]
 fn a_file_cut_while_in_use_is_an_error_with_its_place() {
     let toy = Toy::new(12, &[SIZES], Placement::Whole);
-    for choice in [ReaderChoice::Auto, ReaderChoice::Buffered] {
+    for (what, choice) in EVERY.iter().flat_map(|&what| CHOICES.map(|choice| (what, choice))) {
         let (_folder, paths) = on_disk(&toy);
-        let mut bank = bank(&toy, &paths, BankSize::SlotsPerLayer(4), choice);
+        let mut bank = bank(&toy, &paths, BankSize::SlotsPerLayer(4), what, choice);
         let file = std::fs::OpenOptions::new().write(true).open(&paths[0]).unwrap();
         file.set_len(toy.files[0].len() as u64 - 4500).unwrap();
         let error = serve(&mut bank, 3, &[0, 11], 2, SIZES).unwrap_err();
         let Error::Read { path, offset, expert, source, .. } = error else { panic!("{error}") };
         assert_eq!((path, expert), (paths[0].clone(), 11));
-        assert_eq!(offset, toy.files[0].len() as u64 - 4500);
+        assert_eq!(offset, toy.files[0].len() as u64 - 4500, "{what:?}");
         assert_eq!(source.kind(), std::io::ErrorKind::UnexpectedEof);
         assert_maps(&bank);
         serve(&mut bank, 3, &[0, 1, 2, 3, 4, 5], 2, SIZES).unwrap();
-    }
-}
-
-/// Memory for reads outside any bank.
-struct Window(NonNull<u8>, Layout);
-
-impl Window {
-    fn new(bytes: usize) -> Self {
-        let layout = Layout::from_size_align(bytes, 4096).unwrap();
-        // SAFETY: the layout has a size.
-        Window(NonNull::new(unsafe { alloc_zeroed(layout) }).unwrap(), layout)
-    }
-
-    fn bytes(&self) -> &[u8] {
-        // SAFETY: the tests look only after the completions.
-        unsafe { std::slice::from_raw_parts(self.0.as_ptr(), self.1.size()) }
-    }
-
-    fn read(&self, ticket: u64, offset: u64, len: u64, priority: Priority) -> Read {
-        let (ticket, file, span) = (Ticket(ticket), FileIndex(0), self.1.size() as u64);
-        let origin = Origin { layer: 0, expert: 0, part: 0 };
-        Read { ticket, file, offset, len, window: self.0, span, priority, origin }
-    }
-}
-
-impl Drop for Window {
-    fn drop(&mut self) {
-        // SAFETY: allocated with this layout in `new`; readers are gone or idle by then.
-        unsafe { dealloc(self.0.as_ptr(), self.1) };
     }
 }
 
@@ -153,11 +182,9 @@ fn direct_reads_cover_unaligned_extents_and_the_ragged_end_of_a_file() {
         (end - 5000, 5000),
         (12_288, 777),
     ];
-    for choice in [ReaderChoice::Auto, ReaderChoice::Buffered] {
+    for (what, choice) in EVERY.iter().flat_map(|&what| CHOICES.map(|choice| (what, choice))) {
         let windows: Vec<Window> = extents.iter().map(|_| Window::new(5 * 4096)).collect();
-        let mut reader =
-            PreadReader::open(std::slice::from_ref(&path), &Options { choice, ..Options::default() })
-                .unwrap();
+        let mut reader = open(what, std::slice::from_ref(&path), choice, 8).unwrap();
         let reads: Vec<Read> = (0..)
             .zip(&windows)
             .zip(extents)
@@ -182,14 +209,19 @@ fn direct_reads_cover_unaligned_extents_and_the_ragged_end_of_a_file() {
 }
 
 #[test]
-#[should_panic(expected = "beyond its window")]
 fn a_read_that_does_not_fit_its_window_is_never_started() {
     let toy = Toy::new(2, &[SIZES], Placement::Whole);
     let (_folder, paths) = on_disk(&toy);
-    let window = Window::new(4096);
-    let mut reader = PreadReader::open(&paths, &Options::default()).unwrap();
-    // SAFETY: the window is valid; that the read does not fit it is the point.
-    unsafe { reader.submit(&[window.read(0, 4000, 100, Priority::Demand)]) };
+    for what in EVERY {
+        let window = Window::new(4096);
+        let mut reader = open(what, &paths, ReaderChoice::Auto, 8).unwrap();
+        let read = window.read(0, 4000, 100, Priority::Demand);
+        // SAFETY: the window is valid; that the read does not fit it is the point.
+        let submit = std::panic::AssertUnwindSafe(|| unsafe { reader.submit(&[read]) });
+        let panic = std::panic::catch_unwind(submit).expect_err("refused");
+        let message = panic.downcast_ref::<String>().expect("a message");
+        assert!(message.contains("beyond its window"), "{message}");
+    }
 }
 
 /// Speculation waits behind demand, unless it is promoted; what has not started can be taken back.
@@ -197,10 +229,9 @@ fn a_read_that_does_not_fit_its_window_is_never_started() {
 fn speculative_reads_wait_can_be_promoted_and_cancelled() {
     let toy = Toy::new(2, &[SIZES], Placement::Whole);
     let (_folder, paths) = on_disk(&toy);
-    let options = Options { threads: 1, ..Options::default() };
-    for _ in 0..50 {
+    for what in [What::Pread, What::Uring, What::Split].into_iter().cycle().take(60) {
         let windows: Vec<Window> = (0..40).map(|_| Window::new(8192)).collect();
-        let mut reader = PreadReader::open(&paths, &options).unwrap();
+        let mut reader = open(what, &paths, ReaderChoice::Auto, 1).unwrap();
         let reads: Vec<Read> = (0..)
             .zip(&windows)
             .map(|(i, w)| {
@@ -218,7 +249,7 @@ fn speculative_reads_wait_can_be_promoted_and_cancelled() {
         }
         assert_eq!(order.len(), 40 - cancelled.iter().filter(|&&gone| gone).count());
         let at = |ticket: u64| order.iter().position(|&t| t == ticket);
-        assert!(at(7) < at(19) && at(39) < at(19), "{order:?}");
+        assert!(at(7) < at(19) && at(39) < at(19), "{what:?} {order:?}");
         for (ticket, gone) in [3u64, 30, 12].into_iter().zip(cancelled) {
             assert_eq!(at(ticket).is_none(), gone);
         }
@@ -229,9 +260,68 @@ fn speculative_reads_wait_can_be_promoted_and_cancelled() {
 fn a_reader_dropped_with_reads_in_flight_leaves_memory_alone() {
     let toy = Toy::new(12, &[SIZES], Placement::Whole);
     let (_folder, paths) = on_disk(&toy);
-    for _ in 0..20 {
-        let mut bank = bank(&toy, &paths, BankSize::SlotsPerLayer(8), ReaderChoice::Auto);
+    for what in EVERY.into_iter().cycle().take(50) {
+        let mut bank = bank(&toy, &paths, BankSize::SlotsPerLayer(8), what, ReaderChoice::Auto);
         bank.request(3, &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9], 2).unwrap();
+    }
+}
+
+/// Windows in registered memory, partly in it, and outside; before and after other memory is registered in its place.
+#[test]
+#[cfg(target_os = "linux")]
+fn registered_memory_and_any_other_are_read_alike() {
+    let toy = Toy::new(12, &[SIZES], Placement::Whole);
+    let (_folder, paths) = on_disk(&toy);
+    let mut reader = open(What::Uring, &paths, ReaderChoice::Auto, 8).unwrap();
+    let windows: Vec<Window> = (0..6).map(|_| Window::new(5 * 4096)).collect();
+    for regions in [0..0, 0..6, 2..4, 5..6, 0..0] {
+        let whole = windows[regions.clone()].iter().map(|w| w.region(5 * 4096));
+        // Of the last one only a part, so that a read there crosses its end.
+        let last = regions.len().saturating_sub(1);
+        let regions: Vec<_> = whole
+            .enumerate()
+            .map(|(i, (start, bytes))| (start, if i == last { 8192 } else { bytes }))
+            .collect();
+        // SAFETY: the windows live, and stay where they are, until the reader is gone.
+        unsafe { reader.register(&regions) };
+        let reads: Vec<Read> =
+            (0..).zip(&windows).map(|(i, w)| w.read(i, 5000 + 64 * i, 9000, Priority::Demand)).collect();
+        windows.iter().for_each(Window::clear);
+        // SAFETY: as above, and no two windows overlap.
+        unsafe { reader.submit(&reads) };
+        for _ in &reads {
+            let completion = reader.wait_any(None).unwrap();
+            completion.result.unwrap();
+            let at = completion.ticket.0 as usize;
+            let offset = 5000 + 64 * at;
+            assert_eq!(windows[at].bytes()[offset % 4096..][..9000], toy.files[0][offset..offset + 9000]);
+        }
+    }
+    drop(reader);
+}
+
+/// A ring may be made by one thread and used by another, and reads may outlive the thread that submitted them.
+#[test]
+fn a_reader_may_change_threads() {
+    let toy = Toy::new(12, &[SIZES], Placement::Whole);
+    let (_folder, paths) = on_disk(&toy);
+    for what in EVERY {
+        let mut bank = bank(&toy, &paths, BankSize::SlotsPerLayer(8), what, ReaderChoice::Auto);
+        for _ in 0..5 {
+            bank = std::thread::spawn(move || {
+                bank.abandon();
+                bank.request(3, &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9], 2).unwrap();
+                bank
+            })
+            .join()
+            .unwrap();
+            let mut served = 0;
+            while bank.next_wave().unwrap() {
+                served += bank.wave().len();
+                bank.finish_wave();
+            }
+            assert_eq!(served, 10);
+        }
     }
 }
 

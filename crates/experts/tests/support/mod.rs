@@ -11,7 +11,8 @@ use files::{ExpertTensor, Family, FileIndex, GgmlType};
 use slotbank_experts::policy::by_name;
 use slotbank_experts::read::sim::{self, SimReader};
 use slotbank_experts::{
-    Arena, Bank, BankPlan, BankSize, Destination, LayerExperts, Reader, Result, SizeClass, SlotId,
+    Arena, Bank, BankPlan, BankSize, Destination, LayerExperts, Origin, Priority, Read, Reader, Result,
+    SizeClass, SlotId, Ticket,
 };
 
 pub(crate) const FAMILIES: [Family; 3] = [Family::Gate, Family::Up, Family::Down];
@@ -68,6 +69,10 @@ unsafe impl Arena for TestArena {
         let (start, len) = self.start(slot);
         // SAFETY: the slot is ready, so nobody writes to it while the bank is borrowed.
         unsafe { std::slice::from_raw_parts(start.as_ptr(), len) }
+    }
+
+    fn regions(&self) -> Vec<(NonNull<u8>, usize)> {
+        self.regions.iter().map(|&(base, layout, _)| (base, layout.size())).collect()
     }
 
     fn loading_max(&self) -> usize {
@@ -177,6 +182,45 @@ impl Toy {
     /// The usual bank over the usual drive: delays, reordering and short reads.
     pub(crate) fn rough(&self, size: BankSize, top_k: u32, seed: u64) -> Bank {
         self.bank(self.plan(size, top_k).unwrap(), self.sim(rough(seed)))
+    }
+}
+
+/// Memory for reads outside any bank.
+pub(crate) struct Window(NonNull<u8>, Layout);
+
+impl Window {
+    pub(crate) fn new(bytes: usize) -> Self {
+        let layout = Layout::from_size_align(bytes, 4096).unwrap();
+        // SAFETY: the layout has a size.
+        Window(NonNull::new(unsafe { alloc_zeroed(layout) }).unwrap(), layout)
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        // SAFETY: the tests look only after the completions.
+        unsafe { std::slice::from_raw_parts(self.0.as_ptr(), self.1.size()) }
+    }
+
+    /// Only between reads.
+    pub(crate) fn clear(&self) {
+        // SAFETY: the memory is this long, and nobody reads or writes it now.
+        unsafe { self.0.write_bytes(0, self.1.size()) };
+    }
+
+    pub(crate) fn region(&self, bytes: usize) -> (NonNull<u8>, usize) {
+        (self.0, bytes)
+    }
+
+    pub(crate) fn read(&self, ticket: u64, offset: u64, len: u64, priority: Priority) -> Read {
+        let (ticket, file, span) = (Ticket(ticket), FileIndex(0), self.1.size() as u64);
+        let origin = Origin { layer: 0, expert: 0, part: 0 };
+        Read { ticket, file, offset, len, window: self.0, span, priority, origin }
+    }
+}
+
+impl Drop for Window {
+    fn drop(&mut self) {
+        // SAFETY: allocated with this layout in `new`; readers are gone or idle by then.
+        unsafe { dealloc(self.0.as_ptr(), self.1) };
     }
 }
 

@@ -150,7 +150,7 @@ enum Kind {
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let plan = tests(args)?;
-    let model = session::open(args.model.path(), args.model.sidecar.as_deref())?;
+    let model = session::open(args.model.path(), &args.model.sidecar)?;
     let given = args.tokens.as_deref().map(read_tokens).transpose()?;
     let output = if args.json { Format::Json } else { args.output };
     let mut session = session::load(&model, &args.bank, args.quiet || output != Format::Table)?;

@@ -56,7 +56,7 @@ impl Subject {
     /// Opens the model, without loading it, and refuses a trace that says it is of another one.
     fn open(model: &ModelArgs, trace: &Path, moe_topk: Option<u32>) -> Result<Subject, Failure> {
         let recorded = Identity::read(trace)?;
-        let model = session::open(model.path(), model.sidecar.as_deref())?;
+        let model = session::open(model.path(), &model.sidecar)?;
         let options = EngineOptions { moe_topk, ..EngineOptions::default() };
         let (info, layers) = engine::expert_geometry(&model.checkpoint, &options)?;
         if let Some(recorded) = &recorded {

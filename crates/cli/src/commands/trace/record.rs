@@ -55,7 +55,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
         return Err(Failure::usage(what, "leave --trace out"));
     }
     let given = args.tokens.as_deref().map(read_tokens).transpose()?;
-    let model = session::open(args.model.path(), args.model.sidecar.as_deref())?;
+    let model = session::open(args.model.path(), &args.model.sidecar)?;
     let mut session = session::load_with(&model, options, args.bank.dump.as_deref(), args.quiet)?;
     let (tokens, interrupted) = match (&given, &args.prompt) {
         (Some(ids), _) => run_ids(&mut session, ids, args.prompt_tokens, args.sampling.max_tokens as usize)?,

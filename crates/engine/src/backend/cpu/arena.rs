@@ -74,4 +74,7 @@ unsafe impl Arena for HostArena {
         // SAFETY: the bank calls this only for slots that are ready: initialised, and written by nobody meanwhile.
         unsafe { std::slice::from_raw_parts(start.as_ptr(), len) }
     }
+    fn regions(&self) -> Vec<(NonNull<u8>, usize)> {
+        self.classes.iter().map(|region| (region.start, region.slot_bytes * region.slots)).collect()
+    }
 }
