@@ -160,6 +160,34 @@ def compute(options):
     return {"tokens_per_s": common.spread(speeds), "ms_per_token": 1000 / common.spread(speeds)["median"]}
 
 
+def drive(options):
+    """Rate and latency of the drive; what a throttle leaves of it."""
+    found = common.run_json([options.binary, "doctor", options.model, "--quick", "--json"], "doctor")
+    rate = found["read_gb_per_s"]
+    if options.throttle:
+        rate = min(rate or options.throttle / 1e3, options.throttle / 1e3)
+    return {"read_gb_per_s": rate, "read_latency_us": found["read_latency_us"]}
+
+
+def bounds(options, measured, resident, caps):
+    """Tokens per second that the trace of the same tokens allows at each cap: ideal, and by the dependencies, with and without
+    reads that begin a layer early as far as the next layer's router foresees them."""
+    trace = options.out + ".trace"
+    record = [options.binary, "trace", "record", trace, "-m", options.model, "--tokens", options.tokens, "--bank", "all", "--threads",
+              str(options.threads), "--prefetch", "off"]
+    subprocess.run(record, check=True, capture_output=True)
+    result = {}
+    for name in ("none", "0.75"):
+        command = [options.binary, "trace", "simulate", trace, "-m", options.model, "--json", "--policies", "lfu", "--budget", "global",
+                   "--sizes", ",".join("%g" % (100 * cap) for cap in caps), "--warm-up", str(options.gen), "--lookahead", name,
+                   "--read-gb-per-s", str(measured["read_gb_per_s"]), "--read-latency-us", str(measured["read_latency_us"]),
+                   "--compute-ms", str(resident["ms_per_token"])]
+        result[name] = common.run_json(command, "trace simulate")
+    for file in (trace, trace + ".model.json"):
+        os.remove(file)
+    return result
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
@@ -189,8 +217,12 @@ def main():
         "resident": compute(options) if options.gen else None,
         "caps": [],
     }
-    for cap in options.caps.split(","):
-        receipt["caps"].append(measure_cap(options, sizes, float(cap)))
+    caps = [float(cap) for cap in options.caps.split(",")]
+    if options.gen:
+        receipt["drive"] = drive(options)
+        receipt["bounds_by_lookahead"] = bounds(options, receipt["drive"], receipt["resident"], [cap for cap in caps if cap < 1])
+    for cap in caps:
+        receipt["caps"].append(measure_cap(options, sizes, cap))
         common.write_receipt(options.out, receipt)
 
 

@@ -12,7 +12,9 @@ use crate::backend::cpu::{CpuBackend, HostArena};
 use crate::backend::{Backend, PartTimes};
 use crate::layers::moe::oracle_of;
 use crate::load::Loader;
+use crate::memory::{Decision, Needs, Watch};
 use crate::models::{self, Model, ModelInfo, Step};
+use crate::plan::reserve_bytes;
 use crate::{Dump, EngineOptions, Error, MemoryPlan, Sequence};
 
 /// Which positions' logits a forward pass delivers.
@@ -37,6 +39,8 @@ pub struct EngineStats {
     pub reader: String,
     /// Bytes taken at load, as counted by those who allocated them.
     pub allocated_bytes: u64,
+    /// What the bank was shrunk to since, where memory ran short.
+    pub shrunk_to_bytes: Option<u64>,
 }
 
 /// A model ready to run. One thread drives it.
@@ -52,6 +56,15 @@ pub struct Engine {
     dump: Option<Dump>,
     host_bytes: u64,
     arena_bytes: Arc<AtomicU64>,
+    /// Only where the bank has sized itself.
+    relief: Option<Relief>,
+}
+
+/// Keeps a bank that sized itself from taking memory that others need.
+struct Relief {
+    watch: Watch,
+    needs: Needs,
+    shrunk: bool,
 }
 
 impl Engine {
@@ -118,6 +131,15 @@ impl Engine {
         };
         let (tokenizer, chat_template) = load_text(checkpoint, model.info())?;
         backend.time_parts(true);
+        let relief = plan.bank.as_ref().filter(|_| options.bank == BankSize::Auto).map(|bank| Relief {
+            watch: Watch::new(),
+            needs: Needs {
+                bank_bytes: bank.arena_bytes(),
+                floor_bytes: bank.floor_bytes(),
+                reserve_bytes: reserve_bytes(plan.available_bytes),
+            },
+            shrunk: false,
+        });
         let busy = (0..model.sequences()).map(|_| Arc::default()).collect();
         Ok(Self {
             backend,
@@ -131,6 +153,7 @@ impl Engine {
             dump: None,
             host_bytes,
             arena_bytes,
+            relief,
         })
     }
 
@@ -168,6 +191,11 @@ impl Engine {
             allocated_bytes: self.backend.allocated_bytes()
                 + self.arena_bytes.load(Ordering::Relaxed)
                 + self.host_bytes,
+            shrunk_to_bytes: self
+                .relief
+                .as_ref()
+                .filter(|relief| relief.shrunk)
+                .map(|relief| relief.needs.bank_bytes),
         }
     }
 
@@ -293,6 +321,19 @@ impl Engine {
         step.backend.begin(tokens.len());
         self.model.forward(&mut step)?;
         sequence.len += tokens.len();
+        if tokens.len() == 1 {
+            self.relieve()?;
+        }
+        Ok(())
+    }
+
+    /// Between two tokens: a bank that sized itself gives memory back when the system runs short of it.
+    fn relieve(&mut self) -> Result<(), Error> {
+        let (Some(relief), Some(bank)) = (&mut self.relief, &mut self.bank) else { return Ok(()) };
+        if let Decision::Shrink { to_bytes, .. } = relief.watch.look(&relief.needs) {
+            relief.needs.bank_bytes = bank.resize(to_bytes)?;
+            relief.shrunk = true;
+        }
         Ok(())
     }
 }

@@ -42,6 +42,11 @@ pub struct MemoryPlan {
 /// Kept free for the system when the bank sizes itself: an eighth of what is available, at most 2 GiB.
 const RESERVE_BYTES_MAX: u64 = 2 << 30;
 
+/// What a bank that sizes itself leaves to the system.
+pub(crate) fn reserve_bytes(available_bytes: u64) -> u64 {
+    (available_bytes / 8).min(RESERVE_BYTES_MAX)
+}
+
 impl MemoryPlan {
     pub(crate) fn new(checkpoint: &Checkpoint, options: &EngineOptions) -> Result<Self, Error> {
         check_options(options)?;
@@ -120,7 +125,7 @@ fn bank_plan(
     top_k: u32,
     layers: &[LayerExperts],
 ) -> Result<BankPlan, Error> {
-    let reserve = (available_bytes / 8).min(RESERVE_BYTES_MAX);
+    let reserve = reserve_bytes(available_bytes);
     let for_bank = available_bytes.saturating_sub(taken_bytes + reserve);
     let plain = || BankPlan::new(options.bank, for_bank, top_k, layers);
     if options.promote == Promote::Never {

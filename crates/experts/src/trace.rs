@@ -48,9 +48,16 @@ impl Trace {
 
     /// One routed layer call. A write that fails is reported by [`Trace::finish`]: a full disk must not end a
     /// generation.
-    pub(crate) fn record(&mut self, layer: u32, k: u32, experts: &[u32], slots: impl Iterator<Item = u32>) {
+    pub(crate) fn record(
+        &mut self,
+        layer: u32,
+        k: u32,
+        experts: &[u32],
+        slots: impl Iterator<Item = u32>,
+        predicted: &[u32],
+    ) {
         if self.failed.is_none() {
-            self.failed = self.write(layer, k, experts, slots).err();
+            self.failed = self.write(layer, k, experts, slots, predicted).err();
         }
     }
 
@@ -60,6 +67,7 @@ impl Trace {
         k: u32,
         experts: &[u32],
         slots: impl Iterator<Item = u32>,
+        predicted: &[u32],
     ) -> std::io::Result<()> {
         let n_tokens = experts.len() as u32 / k;
         let seq = self.seq;
@@ -70,6 +78,10 @@ impl Trace {
         write_list(&mut self.out, experts.iter().copied())?;
         self.out.write_all(br#"],"slots":["#)?;
         write_list(&mut self.out, slots)?;
+        if !predicted.is_empty() {
+            self.out.write_all(br#"],"predicted":["#)?;
+            write_list(&mut self.out, predicted.iter().copied())?;
+        }
         self.out.write_all(b"]}\n")?;
         self.seq += 1;
         Ok(())
@@ -166,8 +178,8 @@ mod tests {
     fn lines_have_exactly_the_known_keys_in_order() {
         let sink = Sink::default();
         let mut trace = Trace::new(Box::new(sink.clone()));
-        trace.record(3, 8, &[17, 201, 4, 88, 139, 250, 63, 9], 0..8);
-        trace.record(4, 2, &[5, 6, 6, 7], [1, 0, 0, 2].into_iter());
+        trace.record(3, 8, &[17, 201, 4, 88, 139, 250, 63, 9], 0..8, &[]);
+        trace.record(4, 2, &[5, 6, 6, 7], [1, 0, 0, 2].into_iter(), &[]);
         trace.finish().unwrap();
         let text = String::from_utf8(sink.0.lock().unwrap().clone()).unwrap();
         let golden = concat!(

@@ -29,6 +29,9 @@ pub(crate) struct RunStats {
     pub(crate) planned: Option<Compared>,
     pub(crate) reader: String,
     pub(crate) backend: String,
+    /// What the bank was shrunk to while it worked, where memory ran short.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) shrunk_to_bytes: Option<u64>,
 }
 
 /// What the bank did for them.
@@ -104,6 +107,9 @@ impl RunStats {
                 ]);
             }
             table.row(["reader", &self.reader]);
+        }
+        if let Some(bytes) = self.shrunk_to_bytes {
+            table.row(["bank".to_owned(), format!("shrunk to {}: memory ran short", units::bytes(bytes))]);
         }
         table.row(["backend", &self.backend]);
         let planned = self.planned.as_ref().map_or_else(String::new, |c| format!("\n{}", c.render()));

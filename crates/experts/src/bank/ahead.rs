@@ -81,6 +81,11 @@ impl Places {
         })
     }
 
+    /// The experts of the latest guess, likeliest first.
+    pub(super) fn guessed(&self) -> &[u32] {
+        &self.guessed
+    }
+
     /// Exchanges the memory of a slot and a spare.
     fn exchange(&mut self, slot: SlotId, spare: usize) {
         let place = &mut self.of_slot[slot.class as usize][slot.index as usize];
@@ -180,10 +185,12 @@ impl Bank {
         true
     }
 
-    /// Holds the latest guess against the open request, and gives up the spares of its layer that it has no use for.
-    pub(super) fn drop_wrong_guesses(&mut self) {
+    /// Holds the latest guess against the open request, and gives up the spares of its layer that it has no use for. True: there
+    /// was a guess for it.
+    pub(super) fn drop_wrong_guesses(&mut self) -> bool {
         let layer = self.table.layer();
-        if self.places.guess == Some(layer) {
+        let guessed = self.places.guess == Some(layer);
+        if guessed {
             self.places.guess = None;
             let right = self.places.guessed.iter().filter(|&&expert| self.table.wants(layer, expert)).count();
             let counters = self.table.counters();
@@ -197,6 +204,7 @@ impl Bank {
                 self.give_up(index);
             }
         }
+        guessed
     }
 
     /// Nobody wants what this spare holds or is getting.

@@ -178,10 +178,11 @@ impl Bank {
         self.table.resolve(index, ids)?;
         self.table.count_request(ids.len());
         self.start();
-        self.drop_wrong_guesses();
+        let predicted = self.drop_wrong_guesses();
         if let Some(trace) = &mut self.trace {
-            let table = &self.table;
-            trace.record(layer, k, ids, ids.iter().map(|&id| table.local_of(id)));
+            let (table, places) = (&self.table, &self.places);
+            let predicted = if predicted { places.guessed() } else { &[] };
+            trace.record(layer, k, ids, ids.iter().map(|&id| table.local_of(id)), predicted);
         }
         Ok(())
     }

@@ -1,8 +1,11 @@
 //! Reading ahead of demand: it moves bytes early and changes nothing else.
 
+use std::io::Write;
+use std::sync::{Arc, Mutex};
+
 use proptest::prelude::*;
 use slotbank_experts::read::sim::{self, Fault, FaultAt};
-use slotbank_experts::{Bank, BankSize, Error};
+use slotbank_experts::{Bank, BankSize, Error, Trace, trace};
 
 use crate::support::{Placement, Toy, assert_content, assert_maps, rough, serve};
 
@@ -95,6 +98,35 @@ fn a_right_guess_is_there_at_once() {
     assert_eq!((total.ahead, total.ahead_used, total.ahead_late), (2, 2, 0), "{total:?}");
     assert_eq!((total.misses, total.ahead_wasted_bytes), (4, 0), "a miss that was foreseen is still a miss");
     assert_eq!((total.guessed, total.guessed_right), (2, 2));
+}
+
+/// Bytes that outlive their writer.
+#[derive(Clone, Default)]
+struct Sink(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Sink {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_trace_line_has_the_guess_for_its_call() {
+    let toy = toy(Placement::Whole);
+    let mut bank = bank(&toy, BankSize::SlotsPerLayer(2), 2, sim::Options::default());
+    let sink = Sink::default();
+    bank.set_trace(Trace::new(Box::new(sink.clone())));
+    bank.read_ahead(4, &[7, 1]).unwrap();
+    serve(&mut bank, 4, &[1, 2], 2, SIZES).unwrap();
+    serve(&mut bank, 4, &[1, 2], 2, SIZES).unwrap();
+    bank.take_trace().unwrap().finish().unwrap();
+    let text = sink.0.lock().unwrap().clone();
+    let records: Vec<_> = trace::read(text.as_slice()).map(Result::unwrap).collect();
+    assert_eq!((&records[0].predicted[..], &records[1].predicted[..]), (&[7, 1][..], &[][..]));
 }
 
 #[test]
