@@ -12,7 +12,7 @@ fn recorded(place: &Place) {
     let ids: Vec<String> = (0..60).map(|i| ((i * i * 7 + i) % 288).to_string()).collect();
     fs::write(place.path("ids.txt"), ids.join(" ")).expect("written");
     let done = place
-        .run("trace record t.jsonl -m m.gguf --tokens ids.txt --prompt-tokens 8 -n 32 --bank 4 --policy lfu -q")
+        .run("trace record t.jsonl -m m.gguf --tokens ids.txt --prompt-tokens 8 -n 32 --bank 4 --policy lfu --prefetch next-layer -q")
         .expect(0);
     assert_eq!((done.stdout.as_str(), done.stderr.as_str()), ("", ""));
 }
