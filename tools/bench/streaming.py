@@ -173,7 +173,7 @@ def bounds(options, measured, resident, caps):
     """Tokens per second that the trace of the same tokens allows at each cap: ideal, and by the dependencies, with and without
     reads that begin a layer early as far as the next layer's router foresees them."""
     trace = options.out + ".trace"
-    record = [options.binary, "trace", "record", trace, "-m", options.model, "--tokens", options.tokens, "--bank", "all", "--threads",
+    record = [options.binary, "trace", "record", trace, "-m", options.model, "--tokens", options.tokens, "-n", str(2 * options.gen), "--bank", "all", "--threads",
               str(options.threads), "--prefetch", "off"]
     subprocess.run(record, check=True, capture_output=True)
     result = {}
