@@ -121,7 +121,7 @@ def measure_cap(options, sizes, cap):
     limit = sizes["dense_bytes"] + bank + options.beside_mib * MIB
     throttle = options.throttle * 1e6 if options.throttle else None
     group = Group("slotbank-bench-%d" % os.getpid(), limit, device_of(options.model), throttle)
-    sides = {"slotbank": speed(options, bank, options.prompt, options.gen), "llama.cpp": llama(options, options.prompt, options.gen)}
+    sides = {"slotbank": speed(options, "%dB" % bank, options.prompt, options.gen), "llama.cpp": llama(options, options.prompt, options.gen)}
     if options.only:
         sides = {name: command for name, command in sides.items() if name == options.only}
     rounds, likeliest = [], {}
