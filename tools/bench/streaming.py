@@ -94,7 +94,7 @@ def speed(options, bank, prompt, gen, extra=()):
 def llama(options, prompt, gen):
     here = os.path.dirname(os.path.abspath(__file__))
     return [options.python, os.path.join(here, "llama_bench.py"), options.model, "--prompt", prompt, "--gen", str(gen), "--rounds", "1",
-            "--threads", str(options.threads), "--tokens", options.tokens]
+            "--threads", str(options.threads), "--tokens", options.tokens, "--mmap"]
 
 
 def geometry(options):
@@ -221,6 +221,7 @@ def main():
     if options.gen:
         receipt["drive"] = drive(options)
         receipt["bounds_by_lookahead"] = bounds(options, receipt["drive"], receipt["resident"], [cap for cap in caps if cap < 1])
+    common.write_receipt(options.out, receipt)
     for cap in caps:
         receipt["caps"].append(measure_cap(options, sizes, cap))
         common.write_receipt(options.out, receipt)
