@@ -46,6 +46,10 @@ pub(crate) struct ExpertStats {
     /// Experts rewritten in packed form, and hits on such.
     pub(crate) promotions: u64,
     pub(crate) packed_hits: u64,
+    /// Experts guessed for calls, those of them that the calls named, and misses that were read ahead.
+    pub(crate) guessed: u64,
+    pub(crate) guessed_right: u64,
+    pub(crate) ahead_used: u64,
 }
 
 impl RunStats {
@@ -72,6 +76,9 @@ impl RunStats {
             stall_ns: c.stall_ns,
             promotions: c.promotions,
             packed_hits: c.packed_hits,
+            guessed: c.guessed,
+            guessed_right: c.guessed_right,
+            ahead_used: c.ahead_used,
         });
     }
 
@@ -104,6 +111,18 @@ impl RunStats {
                 table.row([
                     "packed".to_owned(),
                     format!("{} experts, {} of the hits", experts.promotions, units::percent(share)),
+                ]);
+            }
+            if experts.guessed > 0 {
+                let right = experts.guessed_right as f64 / experts.guessed as f64;
+                let ahead = experts.ahead_used as f64 / experts.misses.max(1) as f64;
+                table.row([
+                    "read ahead".to_owned(),
+                    format!(
+                        "{} of the misses, {} of the guesses right",
+                        units::percent(ahead),
+                        units::percent(right)
+                    ),
                 ]);
             }
             table.row(["reader", &self.reader]);
