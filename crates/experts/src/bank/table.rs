@@ -22,8 +22,8 @@ use crate::stats::{Counters, Stats};
 use crate::{Error, Result};
 
 const NONE: u32 = u32::MAX;
-/// Hits since an expert was read at which it is packed. Packing costs about what three hits of the packed form save; who buys at
-/// the third has spent at most 5/3 of the least that was possible, whenever the hits end, and no other number bounds it lower.
+/// Hits since an expert was read at which it is packed. Packing costs what three to four hits of the packed form save (`bench kernels
+/// --ablate`); who packs at about as many hits has spent about twice the least that was possible at most, whenever the hits end.
 const PACKING_HITS: u32 = 3;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

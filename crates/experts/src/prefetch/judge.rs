@@ -20,7 +20,6 @@ pub struct Judge {
     phase: Phase,
     /// Nanoseconds of the tokens that count, off and on.
     spent_ns: [u64; 2],
-    trials: u32,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -31,7 +30,7 @@ enum Phase {
 
 impl Default for Judge {
     fn default() -> Self {
-        Judge { since: None, phase: Phase::Trial { stretch: 0, tokens: 0 }, spent_ns: [0; 2], trials: 0 }
+        Judge { since: None, phase: Phase::Trial { stretch: 0, tokens: 0 }, spent_ns: [0; 2] }
     }
 }
 
@@ -57,11 +56,6 @@ impl Judge {
         }
     }
 
-    /// Trials that have ended.
-    pub fn trials(&self) -> u32 {
-        self.trials
-    }
-
     fn book(&mut self, took_ns: u64) {
         match &mut self.phase {
             Phase::Settled { tokens, .. } => {
@@ -81,7 +75,6 @@ impl Judge {
                 }
                 if *stretch == STRETCHES {
                     let [off, on] = self.spent_ns;
-                    self.trials += 1;
                     self.phase = Phase::Settled { on: on < off, tokens: 0 };
                 }
             }
@@ -113,7 +106,6 @@ mod tests {
             let (mut judge, mut clock) = (Judge::default(), Instant::now());
             assert_eq!(run(&mut judge, trial, &mut clock, off, on), trial / 2, "half of a trial");
             assert_eq!(run(&mut judge, SETTLED_TOKENS, &mut clock, off, on), expected, "{off} {on}");
-            assert_eq!(judge.trials(), 1);
             // The world may have changed since.
             run(&mut judge, trial, &mut clock, on, off);
             let turned = if off == on { 0 } else { SETTLED_TOKENS - expected };

@@ -1,12 +1,10 @@
 //! Reading ahead of demand: it moves bytes early and changes nothing else.
 
-use std::io::Write;
-use std::sync::{Arc, Mutex};
-
 use proptest::prelude::*;
 use slotbank_experts::read::sim::{self, Fault, FaultAt};
 use slotbank_experts::{Bank, BankSize, Error, Trace, trace};
 
+use crate::cases::Sink;
 use crate::support::{Placement, Toy, assert_content, assert_maps, rough, serve};
 
 const N_EXPERT: u32 = 9;
@@ -98,20 +96,6 @@ fn a_right_guess_is_there_at_once() {
     assert_eq!((total.ahead, total.ahead_used, total.ahead_late), (2, 2, 0), "{total:?}");
     assert_eq!((total.misses, total.ahead_wasted_bytes), (4, 0), "a miss that was foreseen is still a miss");
     assert_eq!((total.guessed, total.guessed_right), (2, 2));
-}
-
-/// Bytes that outlive their writer.
-#[derive(Clone, Default)]
-struct Sink(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Sink {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
 }
 
 #[test]

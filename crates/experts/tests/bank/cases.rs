@@ -241,8 +241,9 @@ fn time_spent_waiting_is_counted() {
     assert_eq!(bank.stats().total().stall_ns, cold, "hits never wait");
 }
 
+/// Bytes that outlive their writer.
 #[derive(Clone, Default)]
-struct Sink(Arc<Mutex<Vec<u8>>>);
+pub(crate) struct Sink(pub(crate) Arc<Mutex<Vec<u8>>>);
 
 impl Write for Sink {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
