@@ -26,6 +26,7 @@ deny:
 # Golden numbers of the tests, from independent implementations (Python; each script says what it needs).
 goldens:
     python3 tools/goldens/glm_dsa_goldens.py
+    python3 tools/goldens/deepseek2_goldens.py
     python3 tools/goldens/quant_goldens.py tests/fixtures/quant
     python3 tools/goldens/tokenizer_goldens.py
 

@@ -99,7 +99,9 @@ pub(crate) fn load_with(
     }
     engine.set_dump(dump);
     let at_load = engine.bank_stats().map(experts::Stats::total).unwrap_or_default();
-    Ok(Session { engine, dump: dump_path.map(Path::to_owned), at_load })
+    let mut session = Session { engine, dump: dump_path.map(Path::to_owned), at_load };
+    session.warn();
+    Ok(session)
 }
 
 impl Session {
@@ -114,7 +116,7 @@ impl Session {
         })
     }
 
-    /// Says what reading met that did not stop it, once.
+    /// Says what loading and reading met that did not stop them, once.
     pub(crate) fn warn(&mut self) {
         while let Some(warning) = self.engine.take_warning() {
             ui::note(format!("warning: {warning}"));

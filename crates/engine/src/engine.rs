@@ -58,6 +58,8 @@ pub struct Engine {
     arena_bytes: Arc<AtomicU64>,
     /// Only where the bank has sized itself.
     relief: Option<Relief>,
+    /// What loading met without failing, until it is said.
+    warnings: Vec<String>,
 }
 
 /// Keeps a bank that sized itself from taking memory that others need.
@@ -104,7 +106,7 @@ impl Engine {
             Box::new(CpuBackend::new(options.threads(), options.threads_batch())?);
         let mut loader = Loader::wet(checkpoint, &options, backend.as_mut());
         let model = (models::find(checkpoint)?.load)(&mut loader)?;
-        let host_bytes = loader.host_bytes();
+        let (host_bytes, warnings) = (loader.host_bytes(), std::mem::take(&mut loader.warnings));
         let arena_bytes = Arc::new(AtomicU64::new(0));
         let bank = match &plan.bank {
             None => None,
@@ -154,6 +156,7 @@ impl Engine {
             host_bytes,
             arena_bytes,
             relief,
+            warnings,
         })
     }
 
@@ -230,9 +233,10 @@ impl Engine {
         self.bank.as_ref().map(Bank::stats)
     }
 
-    /// What reading experts met without failing, once each, for people: a drive that is left out from now on.
+    /// What loading and reading experts met without failing, once each, for people: a file without something that it should have,
+    /// a drive that is left out from now on.
     pub fn take_warning(&mut self) -> Option<String> {
-        self.bank.as_mut().and_then(Bank::take_warning)
+        self.warnings.pop().or_else(|| self.bank.as_mut().and_then(Bank::take_warning))
     }
 
     /// Starts recording selections and expert ids; returns the previous recorder.

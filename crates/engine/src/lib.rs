@@ -11,6 +11,7 @@ mod dump;
 mod engine;
 mod error;
 mod generate;
+mod keys;
 mod layers;
 mod load;
 mod models;

@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
+use std::ops::Range;
 
 use files::{Checkpoint, GgmlType, Tensor};
 
@@ -54,6 +55,8 @@ pub(crate) struct Loader<'a> {
     host_bytes: u64,
     /// The routers loaded so far, in the order of their layers; taken by the state that guesses with them.
     pub(crate) routers: Vec<Router>,
+    /// What a user should hear about the file, one sentence each.
+    pub(crate) warnings: Vec<String>,
 }
 
 impl<'a> Loader<'a> {
@@ -68,6 +71,7 @@ impl<'a> Loader<'a> {
             open: None,
             host_bytes: 0,
             routers: Vec::new(),
+            warnings: Vec::new(),
         }
     }
 
@@ -86,6 +90,7 @@ impl<'a> Loader<'a> {
             open: None,
             host_bytes: 0,
             routers: Vec::new(),
+            warnings: Vec::new(),
         }
     }
 
@@ -194,6 +199,103 @@ impl<'a> Loader<'a> {
             file.seek(SeekFrom::Start(offset))
                 .and_then(|_| file.read_exact(out))
                 .map_err(|source| files::Error::io(path, source).into())
+        })
+    }
+
+    /// Stacked matrices cut from one tensor in which every head has `per_head` rows: of each head the rows `rows`, as stored.
+    pub(crate) fn head_rows(
+        &mut self,
+        name: &str,
+        n_in: usize,
+        per_head: usize,
+        rows: Range<usize>,
+        count: usize,
+    ) -> Result<WeightId, Error> {
+        let (tensor, format) = self.stack(name, n_in, per_head * count)?;
+        let row_bytes = n_in / format.block_elements * format.block_bytes;
+        let (head_bytes, n_out) = (per_head * row_bytes, rows.len());
+        let spec = WeightSpec { name: format!("{name} (values)"), format: format.id, n_in, n_out, count };
+        self.cut(spec, tensor, &|bytes, out| {
+            let heads = out.chunks_exact_mut(n_out * row_bytes).zip(bytes.chunks_exact(head_bytes));
+            for (own, head) in heads {
+                own.copy_from_slice(&head[rows.start * row_bytes..rows.end * row_bytes]);
+            }
+        })
+    }
+
+    /// The same, transposed. Blocks do not survive that, so the values are kept in 16 bits (32 where the file has as many), whose
+    /// rounding is far below that of any format with blocks.
+    pub(crate) fn head_columns(
+        &mut self,
+        name: &str,
+        n_in: usize,
+        per_head: usize,
+        rows: Range<usize>,
+        count: usize,
+    ) -> Result<WeightId, Error> {
+        let (tensor, format) = self.stack(name, n_in, per_head * count)?;
+        let ty = if tensor.ty == GgmlType::F32 { GgmlType::F32 } else { GgmlType::F16 };
+        let Some((kernel, encode)) = kernels::format(ty.id()).and_then(|k| Some((k, k.quantize?))) else {
+            unreachable!("floats have kernels");
+        };
+        let row_bytes = n_in / format.block_elements * format.block_bytes;
+        let spec = WeightSpec {
+            name: format!("{name} (keys)"),
+            format: ty.id(),
+            n_in: rows.len(),
+            n_out: n_in,
+            count,
+        };
+        self.cut(spec, tensor, &|bytes, out| {
+            let mut plain = vec![0.0; rows.len() * n_in];
+            let mut turned = vec![0.0; plain.len()];
+            let heads = out
+                .chunks_exact_mut(plain.len() * kernel.block_bytes)
+                .zip(bytes.chunks_exact(per_head * row_bytes));
+            for (own, head) in heads {
+                (format.dequantize)(&head[rows.start * row_bytes..rows.end * row_bytes], &mut plain);
+                for (i, row) in plain.chunks_exact(n_in).enumerate() {
+                    row.iter().enumerate().for_each(|(j, x)| turned[j * rows.len() + i] = *x);
+                }
+                encode(&turned, own);
+            }
+        })
+    }
+
+    /// A tensor that is to be cut, and its format.
+    fn stack(
+        &self,
+        name: &str,
+        n_in: usize,
+        n_out: usize,
+    ) -> Result<(&'a Tensor, &'static kernels::Format), Error> {
+        let tensor = self.tensor(name)?;
+        check_shape(tensor, &[n_in as u64, n_out as u64, 1])?;
+        self.check_factor(name)?;
+        let format = kernels::format(tensor.ty.id()).filter(|f| n_in.is_multiple_of(f.block_elements));
+        let format =
+            format.ok_or_else(|| Error::TensorType { tensor: name.to_owned(), ty: tensor.ty.name() })?;
+        Ok((tensor, format))
+    }
+
+    /// A weight that is made from the bytes of `tensor` by `fill`.
+    fn cut(
+        &mut self,
+        spec: WeightSpec,
+        tensor: &Tensor,
+        fill: &dyn Fn(&[u8], &mut [u8]),
+    ) -> Result<WeightId, Error> {
+        let Some(bytes) = spec.bytes() else {
+            return Err(Error::TensorType { tensor: tensor.name.clone(), ty: tensor.ty.name() });
+        };
+        self.ledger.weights += bytes;
+        let weights = spec.n_in as u64 * spec.n_out as u64 * spec.count as u64;
+        self.matrices.push(Matrix { name: spec.name.clone(), format: spec.format, weights, bytes });
+        let Some(backend) = self.backend.as_deref_mut() else { return Ok(WeightId(u32::MAX)) };
+        let stored = self.checkpoint.read(&tensor.extent)?;
+        backend.weight(&spec, &mut |out| {
+            fill(&stored, out);
+            Ok(())
         })
     }
 

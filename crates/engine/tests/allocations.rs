@@ -99,6 +99,16 @@ fn decoding_allocates_nothing() {
     }
 }
 
+#[test]
+fn decoding_without_an_indexer_allocates_nothing() {
+    let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let model = OnDisk::gguf(&Toy::wide_deepseek2(Types::all(GgmlType::Q8_0)));
+    let floor = EngineOptions { bank: BankSize::SlotsPerLayer(3), ..exact() };
+    for options in [exact(), EngineOptions { threads: Some(3), cache_type: CacheType::F16, ..floor }] {
+        assert_eq!(allocations_per_run(&mut model.load(options)).0, 0);
+    }
+}
+
 /// The whole loop: sampler with every stage, history, stop flag, callback.
 #[test]
 fn generating_allocates_nothing_per_token() {

@@ -54,6 +54,31 @@ fn golden(name: &str) {
 }
 
 #[test]
+fn v3_groups_and_yarn() {
+    golden("v3");
+}
+
+#[test]
+fn kimi_k2_with_a_ramp_of_one_pair() {
+    golden("kimi");
+}
+
+#[test]
+fn flash_glm_4_7_in_small() {
+    golden("flash");
+}
+
+#[test]
+fn v2_softmax_and_the_best_expert_of_a_group() {
+    golden("v2");
+}
+
+#[test]
+fn lite_without_a_query_latent() {
+    golden("lite");
+}
+
+#[test]
 fn share_glm_5_2_in_small() {
     golden("share");
 }

@@ -2,7 +2,7 @@
 //! equal those of the same weights with every expert resident, at the same micro-batch, bit for bit.
 //!
 //! By default a set of cases that covers every pair of settings; `SLOTBANK_MATRIX=full` runs the whole product of
-//! banks, micro-batches, readers, layouts and formats (10,920 cases, threads and policies going round).
+//! banks, micro-batches, readers, layouts and models (14,560 cases, threads and policies going round).
 
 mod common;
 
@@ -114,6 +114,16 @@ fn runnable_mixtures() -> Vec<Types> {
         all.all(|ty| kernels::format(ty.id()).is_some())
     };
     mixtures().into_iter().filter(runs).collect()
+}
+
+/// Every mixture as `glm-dsa`, and two of them in each further architecture: what streams does not know whose experts it holds.
+fn toys() -> Vec<Toy> {
+    let others = || {
+        let all = runnable_mixtures();
+        [1, 3].into_iter().filter_map(move |i| all.get(i).cloned())
+    };
+    let glm_dsa = runnable_mixtures().into_iter().map(Toy::wide);
+    glm_dsa.chain(others().map(Toy::wide_deepseek2)).collect()
 }
 
 /// One point of the product: an index into each list.
@@ -282,8 +292,7 @@ struct Ground {
 
 impl Ground {
     fn new() -> Self {
-        let toys = runnable_mixtures().into_iter().map(Toy::wide).collect();
-        Self { toys, resident: BTreeMap::new(), models: BTreeMap::new() }
+        Self { toys: toys(), resident: BTreeMap::new(), models: BTreeMap::new() }
     }
 
     fn model(&mut self, mixture: usize, form: usize) -> &OnDisk {
@@ -311,10 +320,11 @@ impl Ground {
         }
         let size = sizes()[size];
         let what = format!(
-            "{size:?}, ubatch {}, {:?}, {:?}, {:?}, {} threads, {}",
+            "{size:?}, ubatch {}, {:?}, {:?}, {} {:?}, {} threads, {}",
             UBATCHES[ubatch],
             SOURCES[source],
             FORMS[form],
+            self.toys[mixture].config.family.name(),
             self.toys[mixture].types,
             THREADS[threads],
             POLICIES[policy]
@@ -361,8 +371,7 @@ fn streamed_logits_equal_resident_logits_bit_for_bit() {
 #[test]
 fn resident_logits_depend_on_neither_threads_nor_form() {
     let (tokens, chunks) = prompt();
-    for types in runnable_mixtures() {
-        let toy = Toy::wide(types);
+    for toy in toys() {
         let mut first: Option<Logits> = None;
         for (form, threads) in FORMS.into_iter().zip([1, 2, 3, 1, 2]) {
             let options = EngineOptions { threads: Some(threads), ..exact() };

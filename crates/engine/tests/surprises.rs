@@ -3,43 +3,15 @@
 
 mod common;
 
-use common::{Choices, Logits, OnDisk, assert_same_bits, difference, difference_to, exact, run, run_dumped};
+use common::{
+    Choices, OnDisk, agrees, assert_same_bits, avoids, bound, difference, difference_to, engine_logits,
+    exact, run, run_dumped,
+};
 use files::GgmlType;
 use files::gguf::Writer;
 use slotbank_engine::{AttentionMode, CacheType, Engine, EngineOptions, Error};
-use toy::reference::{self, Attention, Mistake, Options, Outcome};
+use toy::reference::{self, Attention, Mistake, Options};
 use toy::{Fixture, Toy};
-
-/// Runs in the golden tests' way, except where `options` says otherwise.
-fn engine_logits(toy: &Toy, tokens: &[u32], options: EngineOptions) -> Logits {
-    let logits = run(&mut OnDisk::gguf(toy).load(options), tokens, &[tokens.len()]);
-    assert!(logits.iter().flatten().all(|x| x.is_finite()));
-    logits
-}
-
-fn bound(reference: &Outcome) -> f64 {
-    1e-5 * reference.max_abs_logit()
-}
-
-/// The engine agrees with the reference and is a hundred tolerances away from the reference with `mistake`.
-#[track_caller]
-fn avoids(name: &str, mistake: Mistake) {
-    let f = Fixture::named(name);
-    let toy = Toy::from_fixture(&f);
-    let logits = engine_logits(&toy, &f.tokens, exact());
-    agrees(&toy, &f.tokens, &logits, Options::default());
-    let wrong = reference::forward(&toy, &f.tokens, mistake);
-    let apart = difference_to(&logits, &wrong);
-    assert!(apart > 100.0 * bound(&wrong), "{mistake:?} would not be noticed: {apart:e}");
-}
-
-#[track_caller]
-fn agrees(toy: &Toy, tokens: &[u32], logits: &Logits, options: Options) -> Outcome {
-    let right = reference::forward(toy, tokens, options);
-    let off = difference_to(logits, &right);
-    assert!(off <= bound(&right), "off by {off:e}, allowed {:e}", bound(&right));
-    right
-}
 
 #[test]
 fn rope_of_the_indexer_is_interleaved() {
@@ -252,6 +224,36 @@ fn a_full_layer_without_an_indexer_is_refused() {
         Err(Error::MissingTensor { tensor, .. }) => assert!(tensor.starts_with("blk.3.indexer."), "{tensor}"),
         Err(other) => panic!("{other}"),
         Ok(_) => panic!("layers 3 to 5 have no indexer and were accepted"),
+    }
+}
+
+/// Some files of GLM-5 and 5.1 were made without the indexer: they run, attend to everything, and say so once.
+#[test]
+fn a_file_without_any_indexer_attends_densely_and_says_so_once() {
+    let f = Fixture::named("groups");
+    let toy = Toy { mtp: true, ..Toy::from_fixture(&f) };
+    let dense = EngineOptions { attention: AttentionMode::Dense, ..exact() };
+    let complete = OnDisk::gguf(&toy);
+    let mut engine = complete.load(dense.clone());
+    let expected = run(&mut engine, &f.tokens, &[40, 1]);
+    assert_eq!(engine.take_warning(), None);
+    assert_eq!(complete.load(exact()).take_warning(), None);
+    // The block that predicts further tokens keeps its own: nobody runs it.
+    let trunk = |name: &str| !name.contains(".indexer.") || name.starts_with("blk.4.");
+    for with_sizes in [true, false] {
+        let model = OnDisk::edited(&toy, trunk, |m| {
+            m.retain(|key| with_sizes || !key.contains(".attention.indexer."));
+        });
+        let mut engine = model.load(exact());
+        assert_same_bits(&run(&mut engine, &f.tokens, &[40, 1]), &expected, "without an indexer");
+        assert!(engine.model().full_layers.is_empty() && engine.model().index_topk == 0);
+        let warning = engine.take_warning().expect("a warning");
+        assert!(warning.contains("indexer") && warning.contains("--attention dense"), "{warning}");
+        assert_eq!(engine.take_warning(), None);
+        assert_eq!(model.load(dense.clone()).take_warning(), None, "it was asked for");
+        let recent = EngineOptions { attention: AttentionMode::Recent, ..exact() };
+        let refused = Engine::load(&model.open(), recent);
+        assert!(refused.is_err_and(|e| e.class() == files::Class::Usage));
     }
 }
 

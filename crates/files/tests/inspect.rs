@@ -6,7 +6,7 @@ use common::{EMBD, EXPERTS, FF, Toy};
 use slotbank_files::extract::{Options, extract};
 use slotbank_files::inspect::{Inspection, inspect};
 use slotbank_files::manifest::Layout;
-use slotbank_files::{Checkpoint, Family, GgmlType, OpenOptions};
+use slotbank_files::{Checkpoint, Family, GgmlType, Metadata, OpenOptions, Value};
 
 fn open(path: &std::path::Path) -> Checkpoint {
     Checkpoint::open_with(path, &OpenOptions { allow_incomplete: true, ..OpenOptions::default() }).unwrap()
@@ -119,6 +119,47 @@ fn without_a_list_of_types_full_layers_follow_the_context_length() {
     assert!(missing.iter().all(|name| name.starts_with("blk.1.indexer.")));
     toy.metadata.insert("glm-dsa.context_length", 1_048_576u32);
     assert_eq!(inspected(&toy).missing.len(), 5, "layers 0 and 1 are full in GLM-5.2");
+}
+
+/// Such files run with dense attention.
+#[test]
+fn a_file_without_any_indexer_lacks_nothing() {
+    let mut toy = Toy::default();
+    // The block of next-token prediction keeps its own, which nobody runs.
+    toy.tensors.retain(|spec| !spec.name.contains(".indexer.") || spec.name.starts_with("blk.3."));
+    assert_eq!(inspected(&toy).missing, [""; 0]);
+}
+
+#[test]
+fn deepseek2_has_either_form_of_queries_keys_and_routers() {
+    let mut toy = Toy::default();
+    let old: Vec<(String, Value)> = toy.metadata.iter().map(|(k, v)| (k.to_owned(), v.clone())).collect();
+    toy.metadata = Metadata::new();
+    for (key, value) in old.into_iter().filter(|(key, _)| !key.contains("indexer")) {
+        toy.metadata.insert(key.replace("glm-dsa.", "deepseek2."), value);
+    }
+    toy.metadata.insert("general.architecture", "deepseek2");
+    toy.tensors.retain(|spec| !spec.name.contains(".indexer."));
+    toy.metadata.insert("deepseek2.attention.q_lora_rank", 7u32);
+    toy.metadata.insert("deepseek2.expert_gating_func", 2u32);
+    assert_eq!(inspected(&toy).missing, [""; 0], "as V3 has it");
+    // V2-Lite: queries straight from the input, a softmax router.
+    let mut lite = toy.clone();
+    lite.metadata.retain(|key| !key.ends_with("q_lora_rank") && !key.ends_with("gating_func"));
+    lite.tensors.retain(|spec| !spec.name.contains("exp_probs_b"));
+    assert_eq!(
+        inspected(&lite).missing,
+        ["blk.0.attn_q.weight", "blk.1.attn_q.weight", "blk.2.attn_q.weight"]
+    );
+    // Keys and values in one tensor.
+    toy.tensors.retain(|spec| !spec.name.contains("attn_v_b"));
+    assert_eq!(inspected(&toy).missing.len(), 3);
+    for spec in toy.tensors.iter_mut().filter(|spec| spec.name.contains("attn_k_b")) {
+        spec.name = spec.name.replace("attn_k_b", "attn_kv_b");
+    }
+    assert_eq!(inspected(&toy).missing, [""; 0], "as older files have it");
+    toy.tensors.retain(|spec| !spec.name.contains("blk.1.exp_probs_b"));
+    assert_eq!(inspected(&toy).missing, ["blk.1.exp_probs_b.bias"]);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! The shape of a toy: the configuration (Hugging Face names), the tensors it implies (GGUF names and orientation), and
+//! The shape of a toy: the family, the configuration (Hugging Face names), the tensors it implies (GGUF names and orientation), and
 //! the metadata that a converter would write for it.
 
 use files::GgmlType;
@@ -12,6 +12,38 @@ pub enum Indexer {
     Full,
     /// Reuses.
     Shared,
+}
+
+/// Which architecture a toy is of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Family {
+    /// `glm_moe_dsa`.
+    #[default]
+    GlmDsa,
+    /// `deepseek_v2`, `deepseek_v3`, `glm4_moe_lite`: no indexer.
+    Deepseek2,
+}
+
+impl Family {
+    /// `general.architecture`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::GlmDsa => "glm-dsa",
+            Self::Deepseek2 => "deepseek2",
+        }
+    }
+}
+
+/// How the router scores.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scoring {
+    /// Each expert for itself, with a correction bias; the two best of a group speak for it.
+    #[default]
+    Sigmoid,
+    /// Against all others, without a bias; the best of a group speaks for it.
+    Softmax,
 }
 
 /// `rope_parameters` of a Hugging Face configuration.
@@ -38,15 +70,19 @@ pub struct Yarn {
     /// Rotations below which a dimension is interpolated.
     pub beta_slow: f64,
     /// Both mscales are always equal here, so that they cancel on cos and sin.
+    #[serde(default)]
     pub mscale: f64,
-    /// Its square, through `0.1 m ln(factor) + 1`, scales the softmax.
+    /// Its square, through `0.1 m ln(factor) + 1`, scales the softmax. 0 = not given: cos and sin take that factor for m = 1.
+    #[serde(default)]
     pub mscale_all_dim: f64,
 }
 
-/// A `glm_moe_dsa` configuration; field names are Hugging Face's.
+/// A configuration; field names are Hugging Face's, except the first.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[allow(missing_docs, reason = "Hugging Face's names, documented there")]
 pub struct ToyConfig {
+    #[serde(default)]
+    pub family: Family,
     pub vocab_size: u32,
     pub hidden_size: u32,
     pub intermediate_size: u32,
@@ -54,6 +90,7 @@ pub struct ToyConfig {
     pub num_hidden_layers: u32,
     pub first_k_dense_replace: u32,
     pub num_attention_heads: u32,
+    /// 0 = none: queries straight from the input.
     pub q_lora_rank: u32,
     pub kv_lora_rank: u32,
     pub qk_nope_head_dim: u32,
@@ -66,12 +103,18 @@ pub struct ToyConfig {
     pub norm_topk_prob: bool,
     pub n_group: u32,
     pub topk_group: u32,
+    #[serde(default)]
+    pub scoring_func: Scoring,
+    #[serde(default)]
     pub index_topk: u32,
+    #[serde(default)]
     pub index_n_heads: u32,
+    #[serde(default)]
     pub index_head_dim: u32,
     pub max_position_embeddings: u32,
     pub rms_norm_eps: f64,
     pub rope_parameters: Rope,
+    #[serde(default)]
     pub indexer_types: Vec<Indexer>,
 }
 
@@ -133,7 +176,7 @@ impl ToyConfig {
         let mut list = List(Vec::new());
         list.add(Role::Dense, "token_embd.weight", &[d, vocab]);
         for i in 0..self.num_hidden_layers {
-            let full = self.indexer_types[i as usize] == Indexer::Full;
+            let full = self.indexer_types.get(i as usize) == Some(&Indexer::Full);
             self.attention(&mut list, i, full || stale_indexers);
             if i < self.first_k_dense_replace {
                 let n = self.intermediate_size;
@@ -146,7 +189,7 @@ impl ToyConfig {
         }
         if mtp {
             let i = self.num_hidden_layers;
-            self.attention(&mut list, i, true);
+            self.attention(&mut list, i, self.family == Family::GlmDsa);
             self.experts(&mut list, i);
             list.add(Role::Dense, format!("blk.{i}.nextn.eh_proj.weight"), &[2 * d, d]);
             for norm in ["enorm", "hnorm", "shared_head_norm"] {
@@ -163,9 +206,13 @@ impl ToyConfig {
         let (h, n, v) = (self.num_attention_heads, self.qk_nope_head_dim, self.v_head_dim);
         let b = |name: &str| format!("blk.{i}.{name}");
         list.add(Role::Exact, b("attn_norm.weight"), &[d]);
-        list.add(Role::Dense, b("attn_q_a.weight"), &[d, q]);
-        list.add(Role::Exact, b("attn_q_a_norm.weight"), &[q]);
-        list.add(Role::Dense, b("attn_q_b.weight"), &[q, h * (n + r)]);
+        if q == 0 {
+            list.add(Role::Dense, b("attn_q.weight"), &[d, h * (n + r)]);
+        } else {
+            list.add(Role::Dense, b("attn_q_a.weight"), &[d, q]);
+            list.add(Role::Exact, b("attn_q_a_norm.weight"), &[q]);
+            list.add(Role::Dense, b("attn_q_b.weight"), &[q, h * (n + r)]);
+        }
         list.add(Role::Dense, b("attn_kv_a_mqa.weight"), &[d, l + r]);
         list.add(Role::Exact, b("attn_kv_a_norm.weight"), &[l]);
         list.add(Role::Dense, b("attn_k_b.weight"), &[n, l, h]);
@@ -186,12 +233,17 @@ impl ToyConfig {
         let (d, f, e) = (self.hidden_size, self.moe_intermediate_size, self.n_routed_experts);
         let b = |name: &str| format!("blk.{i}.{name}");
         list.add(Role::Exact, b("ffn_gate_inp.weight"), &[d, e]);
-        list.add(Role::Exact, b("exp_probs_b.bias"), &[e]);
+        if self.scoring_func == Scoring::Sigmoid {
+            list.add(Role::Exact, b("exp_probs_b.bias"), &[e]);
+        }
         for (family, name) in EXPERT_FAMILIES.iter().enumerate() {
             let shape = if family == 2 { [f, d, e] } else { [d, f, e] };
             list.add(Role::Expert(i, family), b(&format!("{name}.weight")), &shape);
         }
         let s = f * self.n_shared_experts;
+        if s == 0 {
+            return;
+        }
         list.add(Role::Dense, b("ffn_gate_shexp.weight"), &[d, s]);
         list.add(Role::Dense, b("ffn_up_shexp.weight"), &[d, s]);
         list.add(Role::Dense, b("ffn_down_shexp.weight"), &[s, d]);

@@ -1,4 +1,4 @@
-//! The golden numbers of `tests/fixtures/glm_dsa`, parsed.
+//! The golden numbers of `tests/fixtures/glm_dsa` and `tests/fixtures/deepseek2`, parsed.
 
 use std::collections::BTreeMap;
 
@@ -40,23 +40,30 @@ struct Record {
     name: String,
     seed: u64,
     latent_eps: f64,
+    #[serde(default)]
     schedule_in_file: bool,
     config: ToyConfig,
     tokens: Vec<u32>,
     margins: BTreeMap<String, f64>,
     logits: String,
     hidden_norms: String,
+    #[serde(default)]
     selections: BTreeMap<String, Vec<Vec<u32>>>,
     experts: BTreeMap<String, Vec<Vec<u32>>>,
     expert_weights: BTreeMap<String, String>,
 }
 
-const FILES: [&str; 5] = [
+const FILES: [&str; 10] = [
     include_str!("../../fixtures/glm_dsa/share.json"),
     include_str!("../../fixtures/glm_dsa/groups.json"),
     include_str!("../../fixtures/glm_dsa/yarn.json"),
     include_str!("../../fixtures/glm_dsa/million.json"),
     include_str!("../../fixtures/glm_dsa/mixed.json"),
+    include_str!("../../fixtures/deepseek2/v3.json"),
+    include_str!("../../fixtures/deepseek2/kimi.json"),
+    include_str!("../../fixtures/deepseek2/flash.json"),
+    include_str!("../../fixtures/deepseek2/v2.json"),
+    include_str!("../../fixtures/deepseek2/lite.json"),
 ];
 
 impl Fixture {

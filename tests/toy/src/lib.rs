@@ -1,7 +1,7 @@
-//! Toy checkpoints for tests: small `glm-dsa` models whose weights follow from a seed, written in every form in which such
-//! models come, with golden numbers from Hugging Face transformers and a plain f64 forward pass to compare with.
+//! Toy checkpoints for tests: small `glm-dsa` and `deepseek2` models whose weights follow from a seed, written in every form in
+//! which such models come, with golden numbers from Hugging Face transformers and a plain f64 forward pass to compare with.
 //!
-//! * [`Fixture`]: the golden numbers of `tests/fixtures/glm_dsa`.
+//! * [`Fixture`]: the golden numbers of `tests/fixtures`.
 //! * [`Toy`]: a model as one GGUF, a split set, or a dense GGUF with a sidecar ([`Layout`], [`Convention`]).
 //! * [`twin`]: the published GLM-5.2 sidecar, scaled down.
 //! * [`reference`]: the forward pass as written in the papers, in f64, able to make each known mistake on purpose.
@@ -18,7 +18,7 @@ pub mod twin;
 mod vocabulary;
 pub mod weights;
 
-pub use config::{EXPERT_FAMILIES, Indexer, Role, Rope, TensorSpec, ToyConfig, Types, Yarn};
+pub use config::{EXPERT_FAMILIES, Family, Indexer, Role, Rope, Scoring, TensorSpec, ToyConfig, Types, Yarn};
 pub use fixture::Fixture;
 pub use model::Toy;
 pub use package::{Convention, Layout, Package};

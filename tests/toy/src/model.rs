@@ -6,7 +6,7 @@ use files::gguf::Writer;
 use files::{GgmlType, Metadata};
 
 use crate::blocks;
-use crate::config::{Indexer, Role, TensorSpec, ToyConfig, Types};
+use crate::config::{Family, Indexer, Role, Scoring, TensorSpec, ToyConfig, Types};
 use crate::fixture::Fixture;
 use crate::vocabulary::{self, Vocabulary};
 use crate::weights;
@@ -26,6 +26,9 @@ pub struct Toy {
     pub stale_indexers: bool,
     /// A block after the trunk that predicts further tokens; decoding never runs it.
     pub mtp: bool,
+    /// One `attn_kv_b` per layer instead of `attn_k_b` and `attn_v_b`, and the metadata that goes with it, as files of DeepSeek-V3
+    /// had them until the spring of 2025.
+    pub legacy_kv_b: bool,
     /// Tokenizer.
     pub vocabulary: Vocabulary,
     /// Tensors that hold one constant instead of their hash values.
@@ -42,6 +45,7 @@ impl Toy {
             schedule_in_file: true,
             stale_indexers: false,
             mtp: false,
+            legacy_kv_b: false,
             vocabulary: Vocabulary::None,
             constants: Vec::new(),
         }
@@ -68,9 +72,44 @@ impl Toy {
         Self { types, ..Self::new(config, 11, GgmlType::F32) }
     }
 
+    /// The same shape in the other family: what `share` is without its indexer.
+    pub fn wide_deepseek2(types: Types) -> Self {
+        let mut toy = Self::wide(types);
+        toy.config.family = Family::Deepseek2;
+        toy.config.indexer_types.clear();
+        toy
+    }
+
     /// Every tensor of the file.
     pub fn tensors(&self) -> Vec<TensorSpec> {
-        self.config.tensors(self.stale_indexers, self.mtp)
+        let c = &self.config;
+        let mut tensors = c.tensors(self.stale_indexers, self.mtp);
+        if self.legacy_kv_b {
+            tensors.retain(|spec| !spec.name.contains("attn_v_b"));
+            for spec in tensors.iter_mut().filter(|spec| spec.name.contains("attn_k_b")) {
+                spec.name = spec.name.replace("attn_k_b", "attn_kv_b");
+                let rows = c.num_attention_heads * (c.qk_nope_head_dim + c.v_head_dim);
+                spec.shape = vec![u64::from(c.kv_lora_rank), u64::from(rows)];
+            }
+        }
+        tensors
+    }
+
+    /// `attn_kv_b` of a legacy file, from the two tensors that newer ones have: per head the key's rows, then the value's.
+    fn fused_kv_b(&self, name: &str) -> Vec<f32> {
+        let c = &self.config;
+        let [h, n, l, v] = [c.num_attention_heads, c.qk_nope_head_dim, c.kv_lora_rank, c.v_head_dim]
+            .map(|size| size as usize);
+        let k = weights::values(self.seed, &name.replace("attn_kv_b", "attn_k_b"), n * l * h);
+        let v_b = weights::values(self.seed, &name.replace("attn_kv_b", "attn_v_b"), l * v * h);
+        let mut out = Vec::with_capacity(h * (n + v) * l);
+        for head in 0..h {
+            for row in 0..n {
+                out.extend((0..l).map(|column| k[(head * l + column) * n + row]));
+            }
+            out.extend(&v_b[head * v * l..(head + 1) * v * l]);
+        }
+        out
     }
 
     /// Storage type of a tensor.
@@ -81,6 +120,10 @@ impl Toy {
     /// Stored bytes of a tensor.
     pub fn bytes(&self, spec: &TensorSpec) -> Vec<u8> {
         let ty = self.type_of(spec);
+        if spec.name.contains("attn_kv_b.") {
+            return blocks::quantise(ty, &|| self.fused_kv_b(&spec.name))
+                .unwrap_or_else(|| panic!("{} cannot be encoded as {ty}", spec.name));
+        }
         match self.constants.iter().find(|(name, _)| *name == spec.name) {
             Some((_, constant)) => blocks::quantise(ty, &|| vec![*constant; spec.len()])
                 .unwrap_or_else(|| panic!("{} cannot hold a constant as {ty}", spec.name)),
@@ -91,7 +134,8 @@ impl Toy {
     /// Values of a tensor as a reader sees them.
     pub fn values(&self, spec: &TensorSpec) -> Vec<f32> {
         let ty = self.type_of(spec);
-        if ty == GgmlType::F32 && !self.constants.iter().any(|(name, _)| *name == spec.name) {
+        let derived = spec.name.contains("attn_kv_b.");
+        if ty == GgmlType::F32 && !derived && !self.constants.iter().any(|(name, _)| *name == spec.name) {
             return weights::values(self.seed, &spec.name, spec.len());
         }
         let format = kernels::format(ty.id()).unwrap_or_else(|| panic!("no kernel for {ty}"));
@@ -104,28 +148,19 @@ impl Toy {
     pub fn metadata(&self) -> Metadata {
         let c = &self.config;
         let mut m = Metadata::new();
-        m.insert("general.architecture", "glm-dsa");
+        let arch = c.family.name();
+        m.insert("general.architecture", arch);
         m.insert("general.type", "model");
         m.insert("general.name", "Toy");
         m.insert("general.quantization_version", 2u32);
         let blocks = c.num_hidden_layers + u32::from(self.mtp);
-        let numbers = [
+        let mut numbers = vec![
             ("block_count", blocks),
             ("context_length", c.max_position_embeddings),
             ("embedding_length", c.hidden_size),
             ("feed_forward_length", c.intermediate_size),
             ("attention.head_count", c.num_attention_heads),
-            // The absorbed, multi-query view of MLA: neither of these three is a head size.
-            ("attention.head_count_kv", 1),
-            ("attention.key_length", c.kv_lora_rank + c.qk_rope_head_dim),
-            ("attention.value_length", c.kv_lora_rank),
-            ("attention.key_length_mla", c.qk_nope_head_dim + c.qk_rope_head_dim),
-            ("attention.value_length_mla", c.v_head_dim),
-            ("attention.q_lora_rank", c.q_lora_rank),
             ("attention.kv_lora_rank", c.kv_lora_rank),
-            ("attention.indexer.head_count", c.index_n_heads),
-            ("attention.indexer.key_length", c.index_head_dim),
-            ("attention.indexer.top_k", c.index_topk),
             ("rope.dimension_count", c.qk_rope_head_dim),
             ("expert_count", c.n_routed_experts),
             ("expert_used_count", c.num_experts_per_tok),
@@ -133,32 +168,64 @@ impl Toy {
             ("expert_group_count", c.n_group),
             ("expert_group_used_count", c.topk_group),
             ("expert_feed_forward_length", c.moe_intermediate_size),
-            ("expert_gating_func", 2),
+            ("expert_gating_func", if c.scoring_func == Scoring::Sigmoid { 2 } else { 1 }),
             ("leading_dense_block_count", c.first_k_dense_replace),
             ("vocab_size", c.vocab_size),
         ];
+        let head = c.qk_nope_head_dim + c.qk_rope_head_dim;
+        if self.legacy_kv_b {
+            numbers.extend([
+                ("attention.head_count_kv", c.num_attention_heads),
+                ("attention.key_length", head),
+                ("attention.value_length", c.v_head_dim),
+            ]);
+        } else {
+            numbers.extend([
+                // The absorbed, multi-query view of MLA: neither of these three is a head size.
+                ("attention.head_count_kv", 1),
+                ("attention.key_length", c.kv_lora_rank + c.qk_rope_head_dim),
+                ("attention.value_length", c.kv_lora_rank),
+                ("attention.key_length_mla", head),
+                ("attention.value_length_mla", c.v_head_dim),
+            ]);
+        }
+        if c.q_lora_rank > 0 {
+            numbers.push(("attention.q_lora_rank", c.q_lora_rank));
+        }
+        if c.family == Family::GlmDsa {
+            numbers.extend([
+                ("attention.indexer.head_count", c.index_n_heads),
+                ("attention.indexer.key_length", c.index_head_dim),
+                ("attention.indexer.top_k", c.index_topk),
+            ]);
+        }
         for (key, value) in numbers {
-            m.insert(format!("glm-dsa.{key}"), value);
+            m.insert(format!("{arch}.{key}"), value);
         }
         if self.mtp {
-            m.insert("glm-dsa.nextn_predict_layers", 1u32);
+            m.insert(format!("{arch}.nextn_predict_layers"), 1u32);
         }
-        m.insert("glm-dsa.attention.layer_norm_rms_epsilon", c.rms_norm_eps as f32);
-        m.insert("glm-dsa.expert_weights_scale", c.routed_scaling_factor as f32);
-        m.insert("glm-dsa.expert_weights_norm", c.norm_topk_prob);
-        m.insert("glm-dsa.rope.freq_base", c.rope_parameters.rope_theta as f32);
+        m.insert(format!("{arch}.attention.layer_norm_rms_epsilon"), c.rms_norm_eps as f32);
+        m.insert(format!("{arch}.expert_weights_scale"), c.routed_scaling_factor as f32);
+        m.insert(format!("{arch}.expert_weights_norm"), c.norm_topk_prob);
+        m.insert(format!("{arch}.rope.freq_base"), c.rope_parameters.rope_theta as f32);
         if let Some(y) = &c.rope_parameters.yarn {
             // As deepseek2's converter: the multiplier carries 0.1 * mscale_all_dim, and the mscales are equal.
-            m.insert("glm-dsa.rope.scaling.type", "yarn");
-            m.insert("glm-dsa.rope.scaling.factor", y.factor as f32);
-            m.insert("glm-dsa.rope.scaling.original_context_length", y.original_max_position_embeddings);
-            m.insert("glm-dsa.rope.scaling.yarn_log_multiplier", (0.1 * y.mscale_all_dim) as f32);
-            m.insert("glm-dsa.rope.scaling.yarn_beta_fast", y.beta_fast as f32);
-            m.insert("glm-dsa.rope.scaling.yarn_beta_slow", y.beta_slow as f32);
+            m.insert(format!("{arch}.rope.scaling.type"), "yarn");
+            m.insert(format!("{arch}.rope.scaling.factor"), y.factor as f32);
+            m.insert(
+                format!("{arch}.rope.scaling.original_context_length"),
+                y.original_max_position_embeddings,
+            );
+            if y.mscale_all_dim != 0.0 {
+                m.insert(format!("{arch}.rope.scaling.yarn_log_multiplier"), (0.1 * y.mscale_all_dim) as f32);
+            }
+            m.insert(format!("{arch}.rope.scaling.yarn_beta_fast"), y.beta_fast as f32);
+            m.insert(format!("{arch}.rope.scaling.yarn_beta_slow"), y.beta_slow as f32);
         }
-        if self.schedule_in_file {
+        if self.schedule_in_file && c.family == Family::GlmDsa {
             let full: Vec<bool> = c.indexer_types.iter().map(|t| *t == Indexer::Full).collect();
-            m.insert("glm-dsa.attention.indexer.types", full);
+            m.insert(format!("{arch}.attention.indexer.types"), full);
         }
         vocabulary::insert(&mut m, self.vocabulary, c.vocab_size);
         m

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-use crate::config::{EXPERT_FAMILIES, Role, TensorSpec};
+use crate::config::{EXPERT_FAMILIES, Family, Role, TensorSpec};
 use crate::model::Toy;
 
 /// Order of bytes inside a layer file.
@@ -107,7 +107,7 @@ impl Toy {
         let entries = self.write_sidecar(&package.sidecar, layout);
         let json = match convention {
             Convention::TwoFolders => json!({
-                "package_kind": "flashmoe_ssd", "arch": "glm-dsa", "dense": "dense/model-dense.gguf",
+                "package_kind": "flashmoe_ssd", "arch": self.config.family.name(), "dense": "dense/model-dense.gguf",
                 "sidecar": "sidecar", "written": {}, "estimate": null,
             }),
             _ => self.package_json(&package.dense, &entries),
@@ -133,15 +133,18 @@ impl Toy {
         }
         let c = &self.config;
         let mut model = json!({
-            "arch": "glm-dsa", "expert_count": c.n_routed_experts, "expert_used_count": c.num_experts_per_tok,
+            "arch": self.config.family.name(), "expert_count": c.n_routed_experts, "expert_used_count": c.num_experts_per_tok,
             "leading_dense_block_count": c.first_k_dense_replace,
-            "gguf_metadata": {
-                "glm-dsa.context_length": c.max_position_embeddings,
-                "glm-dsa.rope.freq_base": c.rope_parameters.rope_theta,
-                "glm-dsa.attention.indexer.top_k": c.index_topk,
-                "glm-dsa.attention.indexer.head_count": c.index_n_heads,
-            },
         });
+        let arch = c.family.name();
+        let mut numbers = serde_json::Map::new();
+        numbers.insert(format!("{arch}.context_length"), json!(c.max_position_embeddings));
+        numbers.insert(format!("{arch}.rope.freq_base"), json!(c.rope_parameters.rope_theta));
+        if c.family == Family::GlmDsa {
+            numbers.insert(format!("{arch}.attention.indexer.top_k"), json!(c.index_topk));
+            numbers.insert(format!("{arch}.attention.indexer.head_count"), json!(c.index_n_heads));
+        }
+        model["gguf_metadata"] = Value::Object(numbers);
         if layout != Layout::WholeTensor {
             model["sidecar_layout"] = json!("expert-major");
         }
@@ -252,7 +255,7 @@ impl Toy {
                 "sidecar_manifest": "/Volumes/Models/GLM-5.2-sidecar/manifest.json", "layer_filter": null,
             },
             "model": {
-                "arch": "glm-dsa", "name": "Toy", "block_count": c.num_hidden_layers + u32::from(self.mtp),
+                "arch": self.config.family.name(), "name": "Toy", "block_count": c.num_hidden_layers + u32::from(self.mtp),
                 "leading_dense_block_count": c.first_k_dense_replace, "expert_count": c.n_routed_experts,
                 "expert_used_count": c.num_experts_per_tok, "context_length": c.max_position_embeddings,
                 "embedding_length": c.hidden_size, "file_type": 31,

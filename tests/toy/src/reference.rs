@@ -1,4 +1,4 @@
-//! The `glm-dsa` forward pass written straight from its formulas, in f64, one token after another, nothing cached, nothing
+//! The `glm-dsa` and `deepseek2` forward passes written straight from its formulas, in f64, one token after another, nothing cached, nothing
 //! clever; and able to make each of the known mistakes on purpose.
 //!
 //! It is the second opinion behind the golden numbers: tests of this crate hold it to what transformers computed, and tests
@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::config::{Indexer, ToyConfig};
+use crate::config::{Family, Indexer, Scoring, ToyConfig};
 use crate::model::Toy;
 
 /// A way to get the architecture wrong that has happened, or nearly, in some implementation.
@@ -55,6 +55,22 @@ pub enum Mistake {
     ScaleBeforeNormalising,
     /// Every group stays in the running.
     NoGroupLimit,
+    /// YaRN's ramp between 32 and 1 rotations whatever the file says.
+    DefaultBetas,
+    /// YaRN's own factor on cosines and sines although both mscales are given.
+    AttentionFactorOnAngles,
+    /// YaRN's mscale once instead of squared.
+    MscaleNotSquared,
+    /// Sigmoid where the router is a softmax, or the other way round.
+    OtherGating,
+    /// The best of a group speaks for it where its two best do, or the other way round.
+    OtherGroupScore,
+    /// Weights normalised that are to stay as they are, or the other way round.
+    OtherNormalising,
+    /// The routed experts' factor left out.
+    NoScale,
+    /// The shared expert weighed by the routed experts' factor, too.
+    ScaledSharedExpert,
 }
 
 /// Which positions attention may see.
@@ -217,10 +233,17 @@ impl Model<'_> {
             (c.num_attention_heads as usize, c.qk_nope_head_dim as usize, c.qk_rope_head_dim as usize);
         let l = c.kv_lora_rank as usize;
         let a: Vec<Row> = h.iter().map(|x| self.rms(x, &b("attn_norm"), c.rms_norm_eps)).collect();
-        let raw_q: Vec<Row> = a.iter().map(|x| self.w(&b("attn_q_a")).apply(x)).collect();
-        let q_latent: Vec<Row> =
-            raw_q.iter().map(|x| self.rms(x, &b("attn_q_a_norm"), self.o.latent_eps)).collect();
-        let mut queries: Vec<Row> = q_latent.iter().map(|x| self.w(&b("attn_q_b")).apply(x)).collect();
+        let apply = |name: &str, rows: &[Row]| -> Vec<Row> {
+            rows.iter().map(|x| self.w(&b(name)).apply(x)).collect()
+        };
+        let (mut raw_q, mut q_latent) = (Vec::new(), Vec::new());
+        let mut queries = if c.q_lora_rank == 0 {
+            apply("attn_q", &a)
+        } else {
+            raw_q = apply("attn_q_a", &a);
+            q_latent = raw_q.iter().map(|x| self.rms(x, &b("attn_q_a_norm"), self.o.latent_eps)).collect();
+            apply("attn_q_b", &q_latent)
+        };
         for (t, q) in queries.iter_mut().enumerate() {
             for head in q.chunks_exact_mut(n + r) {
                 if self.wrong(Mistake::MlaRopeFirst) {
@@ -297,7 +320,11 @@ impl Model<'_> {
     /// Leaves in `selection` the positions that layer `i` sees, per token.
     fn select(&self, i: u32, x: &[Row], q: &[Row], selection: &mut Vec<Vec<u32>>, out: &mut Outcome) {
         let top_k = self.c.index_topk as usize;
-        match self.o.attention {
+        let attention = match self.c.family {
+            Family::GlmDsa => self.o.attention,
+            Family::Deepseek2 => Attention::Dense,
+        };
+        match attention {
             Attention::Dense => *selection = (0..x.len() as u32).map(|t| (0..=t).collect()).collect(),
             Attention::Recent => {
                 *selection = (0..x.len() as u32)
@@ -381,6 +408,7 @@ impl Model<'_> {
             let angle = f64::from(position as f32 * self.frequency(j) as f32);
             let (sin, cos) = angle.sin_cos();
             let (p, q) = if half_split { (j, j + half) } else { (2 * j, 2 * j + 1) };
+            let (sin, cos) = (sin * self.attention_factor(), cos * self.attention_factor());
             (x[p], x[q]) = (x[p] * cos - x[q] * sin, x[q] * cos + x[p] * sin);
         }
     }
@@ -395,10 +423,24 @@ impl Model<'_> {
             let context = f64::from(yarn.original_max_position_embeddings);
             d * (context / (rotations * std::f64::consts::TAU)).ln() / (2.0 * rope.rope_theta.ln())
         };
-        let low = dimension(yarn.beta_fast).floor().max(0.0);
-        let high = dimension(yarn.beta_slow).ceil().min(d - 1.0);
+        let [fast, slow] = match self.wrong(Mistake::DefaultBetas) {
+            true => [32.0, 1.0],
+            false => [yarn.beta_fast, yarn.beta_slow],
+        };
+        let low = dimension(fast).floor().max(0.0);
+        let high = dimension(slow).ceil().min(d - 1.0);
         let ramp = ((j as f64 - low) / (high - low).max(0.001)).clamp(0.0, 1.0);
         plain / yarn.factor * ramp + plain * (1.0 - ramp)
+    }
+
+    /// On cosines and sines: 1 where both mscales are given, since they are equal.
+    fn attention_factor(&self) -> f64 {
+        match &self.c.rope_parameters.yarn {
+            Some(yarn) if yarn.mscale_all_dim == 0.0 || self.wrong(Mistake::AttentionFactorOnAngles) => {
+                0.1 * yarn.factor.ln() + 1.0
+            }
+            _ => 1.0,
+        }
     }
 
     fn softmax_scale(&self) -> f64 {
@@ -416,7 +458,8 @@ impl Model<'_> {
             }
             _ => 1.0,
         };
-        mscale * mscale / f64::from(size).sqrt()
+        let squared = if self.wrong(Mistake::MscaleNotSquared) { mscale } else { mscale * mscale };
+        squared / f64::from(size).sqrt()
     }
 
     /// SwiGLU with rows `expert` of `count` stacked ones; `pattern` holds `{}` for gate, up and down.
@@ -435,7 +478,13 @@ impl Model<'_> {
         let count = self.c.n_routed_experts as usize;
         x.iter()
             .map(|x| {
-                let mut y = self.ffn(&format!("blk.{i}.ffn_{{}}_shexp.weight"), 0, 1, x);
+                let mut y = match self.c.n_shared_experts {
+                    0 => vec![0.0; x.len()],
+                    _ => self.ffn(&format!("blk.{i}.ffn_{{}}_shexp.weight"), 0, 1, x),
+                };
+                if self.wrong(Mistake::ScaledSharedExpert) {
+                    y.iter_mut().for_each(|y| *y *= self.c.routed_scaling_factor);
+                }
                 if self.o.shared_only {
                     return y;
                 }
@@ -454,15 +503,25 @@ impl Model<'_> {
     fn route(&self, i: u32, x: &[f64]) -> (Vec<u32>, Row) {
         let c = self.c;
         let logits = self.w(&format!("blk.{i}.ffn_gate_inp.weight")).apply(x);
-        let bias = &self.w(&format!("blk.{i}.exp_probs_b.bias")).values;
-        let prob: Row = logits.iter().map(|l| 1.0 / (1.0 + (-l).exp())).collect();
-        let choice: Row = prob.iter().zip(bias).map(|(p, b)| p + f64::from(*b)).collect();
+        let softly = (c.scoring_func == Scoring::Softmax) != self.wrong(Mistake::OtherGating);
+        let mut prob: Row = logits.iter().map(|l| 1.0 / (1.0 + (-l).exp())).collect();
+        if softly {
+            prob.clone_from(&logits);
+            softmax(&mut prob);
+        }
+        let mut choice = prob.clone();
+        if let Some(bias) = self.weights.get(&format!("blk.{i}.exp_probs_b.bias")) {
+            choice.iter_mut().zip(&bias.values).for_each(|(choice, bias)| *choice += f64::from(*bias));
+        }
         let mut open = choice.clone();
         if c.n_group > 1 && !self.wrong(Mistake::NoGroupLimit) {
             let size = open.len() / c.n_group as usize;
+            let one = (c.scoring_func == Scoring::Softmax) != self.wrong(Mistake::OtherGroupScore);
             let sums: Row = open
                 .chunks_exact(size)
-                .map(|group| largest(group, 2, false).iter().map(|&e| group[e as usize]).sum())
+                .map(|group| {
+                    largest(group, if one { 1 } else { 2 }, false).iter().map(|&e| group[e as usize]).sum()
+                })
                 .collect();
             let kept = largest(&sums, c.topk_group as usize, false);
             for (g, group) in open.chunks_exact_mut(size).enumerate() {
@@ -475,8 +534,8 @@ impl Model<'_> {
         let ids = largest(&open, k, self.wrong(Mistake::TiesToHigherExpert));
         let source = if self.wrong(Mistake::WeightFromChoice) { &choice } else { &prob };
         let mut weights: Row = ids.iter().map(|&e| source[e as usize]).collect();
-        let mut scale = c.routed_scaling_factor;
-        if c.norm_topk_prob {
+        let mut scale = if self.wrong(Mistake::NoScale) { 1.0 } else { c.routed_scaling_factor };
+        if c.norm_topk_prob != self.wrong(Mistake::OtherNormalising) {
             let sum: f64 = weights.iter().sum();
             weights.iter_mut().for_each(|w| *w /= sum);
             if self.wrong(Mistake::ScaleBeforeNormalising) {

@@ -1,41 +1,123 @@
 //! Multi-head latent attention in its absorbed form, with the lightning indexer (DSA) where a layer has one.
+//! Queries come through a latent of their own or, in the small models of the family, straight from the input.
 //!
 //! The cache holds one row per position: the normed latent and the shared rotated key. Scores are taken in the latent
 //! space, so keys and values are never expanded. A layer without an indexer attends to the positions that the nearest
 //! indexer before it selected in the same pass (IndexShare).
 
-use crate::Error;
 use crate::backend::{
-    Backend, Buf, CacheId, Heads, Index, LatentAttention, RopeId, SelectionId, View, WeightId,
+    Backend, Buf, CacheId, Heads, Index, LatentAttention, RopeId, ScratchSpec, SelectionId, View, WeightId,
 };
+use crate::keys::Keys;
+use crate::layers::rope::RopeConfig;
 use crate::load::Loader;
 use crate::models::Rows;
+use crate::options::CacheType;
+use crate::{EngineOptions, Error};
 
 /// Sizes, Hugging Face names.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct MlaConfig {
     pub(crate) hidden_size: usize,
     pub(crate) num_attention_heads: usize,
-    pub(crate) q_lora_rank: usize,
+    /// `None`: queries straight from the input.
+    pub(crate) q_lora_rank: Option<usize>,
     pub(crate) kv_lora_rank: usize,
     pub(crate) qk_nope_head_dim: usize,
     pub(crate) qk_rope_head_dim: usize,
     pub(crate) v_head_dim: usize,
     pub(crate) latent_eps: f32,
     pub(crate) softmax_scale: f32,
-    pub(crate) index_n_heads: usize,
-    pub(crate) index_head_dim: usize,
-    pub(crate) index_topk: usize,
-    /// Rotate index queries and keys, so that a 2-byte key cache loses little.
+    /// `None`: a query attends to all positions before it.
+    pub(crate) index: Option<IndexConfig>,
+}
+
+/// Sizes of the lightning indexer.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct IndexConfig {
+    pub(crate) n_heads: usize,
+    pub(crate) head_dim: usize,
+    /// Positions that a query keeps.
+    pub(crate) topk: usize,
+    /// Rotate queries and keys, so that a 2-byte key cache loses little.
     pub(crate) hadamard: bool,
 }
 
 impl MlaConfig {
+    /// Without an indexer. The head sizes are those of the expanded view (`_mla`), or the plain ones of files that are older than
+    /// the absorbed view.
+    pub(crate) fn read(keys: &Keys<'_>, options: &EngineOptions, rope: &RopeConfig) -> Result<Self, Error> {
+        let [key, value] = if keys.has("attention.key_length_mla") {
+            ["attention.key_length_mla", "attention.value_length_mla"]
+        } else {
+            ["attention.key_length", "attention.value_length"]
+        };
+        let key_length = keys.size(key)?;
+        let nope = key_length.checked_sub(rope.dim).filter(|&n| n > 0).ok_or_else(|| {
+            keys.wrong(format!("{key} {key_length} leaves nothing beside rope.dimension_count {}", rope.dim))
+        })?;
+        Ok(Self {
+            hidden_size: keys.size("embedding_length")?,
+            num_attention_heads: keys.size("attention.head_count")?,
+            q_lora_rank: Some(keys.size_or("attention.q_lora_rank", 0)?).filter(|&rank| rank > 0),
+            kv_lora_rank: keys.size("attention.kv_lora_rank")?,
+            qk_nope_head_dim: nope,
+            qk_rope_head_dim: rope.dim,
+            v_head_dim: keys.size(value)?,
+            latent_eps: options.latent_eps,
+            softmax_scale: rope.mscale * rope.mscale / (key_length as f32).sqrt(),
+            index: None,
+        })
+    }
+
     pub(crate) fn cache_width(&self) -> usize {
         self.kv_lora_rank + self.qk_rope_head_dim
     }
     fn qk_head_dim(&self) -> usize {
         self.qk_nope_head_dim + self.qk_rope_head_dim
+    }
+
+    /// What operations on `rows` rows need, where a layer's widest feed-forward block is `ffn_width`.
+    pub(crate) fn scratch(&self, [batch, ubatch]: [usize; 2], ffn_width: usize) -> ScratchSpec {
+        let heads = self.num_attention_heads;
+        let widest = [
+            self.hidden_size,
+            self.q_lora_rank.unwrap_or(0),
+            heads * self.v_head_dim.max(self.kv_lora_rank),
+            heads * self.qk_head_dim(),
+            ffn_width,
+        ];
+        ScratchSpec {
+            rows: ubatch,
+            row: widest.into_iter().max().unwrap_or(1),
+            heads,
+            cache_width: self.cache_width(),
+            index_heads: self.index.map_or(0, |index| index.n_heads),
+            index_head_dim: self.index.map_or(0, |index| index.head_dim),
+            routed: [batch, self.hidden_size],
+        }
+    }
+}
+
+impl IndexConfig {
+    pub(crate) fn read(keys: &Keys<'_>, options: &EngineOptions, rope: &RopeConfig) -> Result<Self, Error> {
+        let index = Self {
+            n_heads: keys.size("attention.indexer.head_count")?,
+            head_dim: keys.size("attention.indexer.key_length")?,
+            topk: keys.size("attention.indexer.top_k")?,
+            hadamard: options.cache_type != CacheType::F32,
+        };
+        let dim = index.head_dim;
+        if dim < rope.dim {
+            return Err(
+                keys.wrong(format!("indexer.key_length {dim} is below rope.dimension_count {}", rope.dim))
+            );
+        }
+        if index.hadamard && !dim.is_power_of_two() {
+            let why = format!("indexer.key_length {dim} is no power of two; use `--cache-type f32`");
+            return Err(keys.wrong(why));
+        }
+        Ok(index)
     }
 }
 
@@ -44,9 +126,7 @@ const INDEX_KEY_NORM_EPS: f32 = 1e-6;
 
 /// Weights of one layer's attention.
 pub(crate) struct Mla {
-    q_a: WeightId,       // [q_lora_rank, hidden]
-    q_a_norm: WeightId,  // [q_lora_rank]
-    q_b: WeightId,       // [heads * (nope + rope), q_lora_rank]
+    query: Query,
     kv_a: WeightId,      // [kv_lora_rank + rope, hidden]
     kv_a_norm: WeightId, // [kv_lora_rank]
     k_b: WeightId,       // [heads][kv_lora_rank, nope]
@@ -55,8 +135,19 @@ pub(crate) struct Mla {
     indexer: Option<Indexer>,
 }
 
+/// Where the queries come from.
+enum Query {
+    Latent {
+        down: WeightId, // [q_lora_rank, hidden]
+        norm: WeightId, // [q_lora_rank]
+        up: WeightId,   // [heads * (nope + rope), q_lora_rank]
+    },
+    Direct(WeightId), // [heads * (nope + rope), hidden]
+}
+
 /// Weights of the lightning indexer.
 struct Indexer {
+    c: IndexConfig,
     q_b: WeightId,         // [index_heads * index_head_dim, q_lora_rank]
     k: WeightId,           // [index_head_dim, hidden]
     k_norm: WeightId,      // [index_head_dim]
@@ -89,19 +180,21 @@ impl MlaState {
         rope: RopeId,
     ) -> Self {
         let heads = c.num_attention_heads;
+        let [index_heads, index_dim, topk] =
+            c.index.map_or([0; 3], |index| [index.n_heads, index.head_dim, index.topk]);
+        // Nothing is scored, and no list kept, where a rule selects.
+        let scored = if c.index.is_some() { context } else { 0 };
         Self {
-            q_latent: loader.buffer(ubatch * c.q_lora_rank),
+            q_latent: loader.buffer(ubatch * c.q_lora_rank.unwrap_or(0)),
             q: loader.buffer(ubatch * heads * c.qk_head_dim()),
             kv: loader.buffer(ubatch * c.cache_width()),
             q_absorbed: loader.buffer(ubatch * heads * c.cache_width()),
             z: loader.buffer(ubatch * heads * c.kv_lora_rank),
             context: loader.buffer(ubatch * heads * c.v_head_dim),
-            index_q: loader.buffer(ubatch * c.index_n_heads * c.index_head_dim),
-            index_k: loader.buffer(ubatch * c.index_head_dim),
-            index_weight: loader.buffer(ubatch * c.index_n_heads),
-            selections: (0..batch.div_ceil(ubatch))
-                .map(|_| loader.selection(ubatch, c.index_topk, context))
-                .collect(),
+            index_q: loader.buffer(ubatch * index_heads * index_dim),
+            index_k: loader.buffer(ubatch * index_dim),
+            index_weight: loader.buffer(ubatch * index_heads),
+            selections: (0..batch.div_ceil(ubatch)).map(|_| loader.selection(ubatch, topk, scored)).collect(),
             rope,
         }
     }
@@ -116,19 +209,33 @@ impl Mla {
         indexed: bool,
     ) -> Result<Self, Error> {
         let name = |part: &str| format!("blk.{layer}.{part}");
-        let heads = c.num_attention_heads;
-        let indexer = if indexed { Some(Indexer::load(loader, layer, c)?) } else { None };
-        Ok(Self {
-            q_a: loader.matrix(&name("attn_q_a.weight"), c.hidden_size, c.q_lora_rank)?,
-            q_a_norm: loader.vector(&name("attn_q_a_norm.weight"), c.q_lora_rank)?,
-            q_b: loader.matrix(&name("attn_q_b.weight"), c.q_lora_rank, heads * c.qk_head_dim())?,
-            kv_a: loader.matrix(&name("attn_kv_a_mqa.weight"), c.hidden_size, c.cache_width())?,
-            kv_a_norm: loader.vector(&name("attn_kv_a_norm.weight"), c.kv_lora_rank)?,
-            k_b: loader.heads(&name("attn_k_b.weight"), c.qk_nope_head_dim, c.kv_lora_rank, heads)?,
-            v_b: loader.heads(&name("attn_v_b.weight"), c.kv_lora_rank, c.v_head_dim, heads)?,
-            output: loader.matrix(&name("attn_output.weight"), heads * c.v_head_dim, c.hidden_size)?,
-            indexer,
-        })
+        let (heads, latent) = (c.num_attention_heads, c.kv_lora_rank);
+        let (indexer, query) = match (c.q_lora_rank, c.index.filter(|_| indexed)) {
+            (Some(rank), index) => {
+                let indexer = index.map(|index| Indexer::load(loader, layer, c.hidden_size, rank, index));
+                (indexer.transpose()?, Query::from_latent(loader, layer, c, rank)?)
+            }
+            (None, _) => {
+                let q = loader.matrix(&name("attn_q.weight"), c.hidden_size, heads * c.qk_head_dim())?;
+                (None, Query::Direct(q))
+            }
+        };
+        let kv_a = loader.matrix(&name("attn_kv_a_mqa.weight"), c.hidden_size, c.cache_width())?;
+        let kv_a_norm = loader.vector(&name("attn_kv_a_norm.weight"), latent)?;
+        let (nope, v) = (c.qk_nope_head_dim, c.v_head_dim);
+        let (both, k) = (name("attn_kv_b.weight"), name("attn_k_b.weight"));
+        let (k_b, v_b) = if loader.has(&both) && !loader.has(&k) {
+            // Older files: per head the key's rows, then the value's, both of latent width.
+            let k_b = loader.head_columns(&both, latent, nope + v, 0..nope, heads)?;
+            (k_b, loader.head_rows(&both, latent, nope + v, nope..nope + v, heads)?)
+        } else {
+            (
+                loader.heads(&k, nope, latent, heads)?,
+                loader.heads(&name("attn_v_b.weight"), latent, v, heads)?,
+            )
+        };
+        let output = loader.matrix(&name("attn_output.weight"), heads * v, c.hidden_size)?;
+        Ok(Self { query, kv_a, kv_a_norm, k_b, v_b, output, indexer })
     }
 
     /// `out = attention(x)` of the wanted rows, and the keys of all; `x` is the normed layer input, rows of `hidden_size`.
@@ -151,28 +258,32 @@ impl Mla {
         let (heads, nope, rope, latent) =
             (c.num_attention_heads, c.qk_nope_head_dim, c.qk_rope_head_dim, c.kv_lora_rank);
         let (qk, width) = (c.qk_head_dim(), c.cache_width());
-        let q_latent = View::rows(s.q_latent, c.q_lora_rank);
+        let q_latent = View::rows(s.q_latent, c.q_lora_rank.unwrap_or(0));
         let q = View::rows(s.q, heads * qk);
         let kv = View::rows(s.kv, width);
         let q_absorbed = View::rows(s.q_absorbed, heads * width);
         let (q_heads, absorbed_heads) = (Heads::dense(q, heads, qk), Heads::dense(q_absorbed, heads, width));
 
+        let query = match &self.query {
+            Query::Latent { down, .. } => (*down, q_latent),
+            Query::Direct(all) => (*all, q),
+        };
         match &self.indexer {
             Some(i) => project(
                 b,
                 x,
                 rows,
-                [(self.kv_a, kv), (i.k, View::rows(s.index_k, c.index_head_dim))],
-                [(self.q_a, q_latent), (i.proj, View::rows(s.index_weight, c.index_n_heads))],
+                [(self.kv_a, kv), (i.k, View::rows(s.index_k, i.c.head_dim))],
+                [query, (i.proj, View::rows(s.index_weight, i.c.n_heads))],
             ),
-            None => project(b, x, rows, [(self.kv_a, kv)], [(self.q_a, q_latent)]),
+            None => project(b, x, rows, [(self.kv_a, kv)], [query]),
         }
         b.rms_norm(kv, self.kv_a_norm, c.latent_eps, rows.count, kv); // the latent part only: the rope key is not normed
         b.rope(s.rope, Heads::one(kv.shifted(latent)), rows.start, rows.count);
         b.append(latents, kv, rows.start, rows.count);
         let indexer = self.indexer.as_ref().zip(index_keys);
         if let Some((i, keys)) = indexer {
-            i.append(b, c, s, keys, rows);
+            i.append(b, s, keys, rows);
         }
         if rows.wanted().is_empty() {
             return;
@@ -182,14 +293,16 @@ impl Mla {
         let (first, start, n) = (rows.first_wanted, rows.start + rows.first_wanted, rows.wanted().len());
         let (q_latent, q_wanted) = (q_latent.from_row(first), q.from_row(first));
         let (q_heads, absorbed_heads) = (q_heads.from_row(first), absorbed_heads.from_row(first));
-        b.rms_norm(q_latent, self.q_a_norm, c.latent_eps, n, q_latent);
-        match indexer {
-            Some((i, keys)) => {
-                let index_q = View::rows(s.index_q, c.index_n_heads * c.index_head_dim).from_row(first);
-                b.matmul(q_latent, n, &[(self.q_b, q_wanted), (i.q_b, index_q)]);
-                i.select(b, c, s, keys, selection, rows);
+        if let Query::Latent { norm, up, .. } = &self.query {
+            b.rms_norm(q_latent, *norm, c.latent_eps, n, q_latent);
+            match indexer {
+                Some((i, keys)) => {
+                    let index_q = View::rows(s.index_q, i.c.n_heads * i.c.head_dim).from_row(first);
+                    b.matmul(q_latent, n, &[(*up, q_wanted), (i.q_b, index_q)]);
+                    i.select(b, s, keys, selection, rows);
+                }
+                None => b.matmul(q_latent, n, &[(*up, q_wanted)]),
             }
-            None => b.matmul(q_latent, n, &[(self.q_b, q_wanted)]),
         }
         b.rope(s.rope, q_heads.shifted(nope), start, n); // rope comes last in MLA's heads
         let z = View::rows(s.z, heads * latent);
@@ -237,46 +350,57 @@ fn project<const N: usize>(
     }
 }
 
+impl Query {
+    fn from_latent(loader: &mut Loader<'_>, layer: u32, c: &MlaConfig, rank: usize) -> Result<Self, Error> {
+        let name = |part: &str| format!("blk.{layer}.attn_{part}.weight");
+        let heads = c.num_attention_heads;
+        Ok(Self::Latent {
+            down: loader.matrix(&name("q_a"), c.hidden_size, rank)?,
+            norm: loader.vector(&name("q_a_norm"), rank)?,
+            up: loader.matrix(&name("q_b"), rank, heads * c.qk_head_dim())?,
+        })
+    }
+}
+
 impl Indexer {
-    fn load(loader: &mut Loader<'_>, layer: u32, c: &MlaConfig) -> Result<Self, Error> {
+    fn load(
+        loader: &mut Loader<'_>,
+        layer: u32,
+        hidden_size: usize,
+        q_lora_rank: usize,
+        c: IndexConfig,
+    ) -> Result<Self, Error> {
         let name = |part: &str| format!("blk.{layer}.indexer.{part}");
-        let (heads, dim) = (c.index_n_heads, c.index_head_dim);
+        let (heads, dim) = (c.n_heads, c.head_dim);
         Ok(Self {
-            q_b: loader.matrix(&name("attn_q_b.weight"), c.q_lora_rank, heads * dim)?,
-            k: loader.matrix(&name("attn_k.weight"), c.hidden_size, dim)?,
+            c,
+            q_b: loader.matrix(&name("attn_q_b.weight"), q_lora_rank, heads * dim)?,
+            k: loader.matrix(&name("attn_k.weight"), hidden_size, dim)?,
             k_norm: loader.vector(&name("k_norm.weight"), dim)?,
             k_norm_bias: loader.vector(&name("k_norm.bias"), dim)?,
-            proj: loader.matrix(&name("proj.weight"), c.hidden_size, heads)?,
+            proj: loader.matrix(&name("proj.weight"), hidden_size, heads)?,
         })
     }
 
     /// Caches the keys of all rows: later tokens score against them.
-    fn append(&self, b: &mut dyn Backend, c: &MlaConfig, s: &MlaState, keys: CacheId, rows: Rows) {
-        let k = View::rows(s.index_k, c.index_head_dim);
+    fn append(&self, b: &mut dyn Backend, s: &MlaState, keys: CacheId, rows: Rows) {
+        let k = View::rows(s.index_k, self.c.head_dim);
         b.layer_norm(k, self.k_norm, self.k_norm_bias, INDEX_KEY_NORM_EPS, rows.count);
         b.rope(s.rope, Heads::one(k), rows.start, rows.count);
-        if c.hadamard {
-            b.hadamard(Heads::one(k), c.index_head_dim, rows.count);
+        if self.c.hadamard {
+            b.hadamard(Heads::one(k), self.c.head_dim, rows.count);
         }
         b.append(keys, k, rows.start, rows.count);
     }
 
     /// Selects positions for the wanted rows.
-    fn select(
-        &self,
-        b: &mut dyn Backend,
-        c: &MlaConfig,
-        s: &MlaState,
-        keys: CacheId,
-        selection: SelectionId,
-        rows: Rows,
-    ) {
-        let (heads, dim) = (c.index_n_heads, c.index_head_dim);
+    fn select(&self, b: &mut dyn Backend, s: &MlaState, keys: CacheId, selection: SelectionId, rows: Rows) {
+        let (heads, dim) = (self.c.n_heads, self.c.head_dim);
         let (first, n) = (rows.first_wanted, rows.wanted().len());
         let q = View::rows(s.index_q, heads * dim);
         let q_heads = Heads::dense(q, heads, dim).from_row(first);
         b.rope(s.rope, q_heads, rows.start + first, n); // rope comes first in the indexer's heads
-        if c.hadamard {
+        if self.c.hadamard {
             b.hadamard(q_heads, dim, n);
         }
         let index = Index {
@@ -285,7 +409,7 @@ impl Indexer {
             keys,
             n_heads: heads,
             head_dim: dim,
-            top_k: c.index_topk,
+            top_k: self.c.topk,
         };
         b.sparse_index(selection, &index, rows.start, rows.wanted());
     }

@@ -1,8 +1,11 @@
 //! Blocks shared by the models. `moe` is the only one that knows the bank.
 
 pub(crate) mod ffn;
+pub(crate) mod head;
 pub(crate) mod lookahead;
 pub(crate) mod mla;
+pub(crate) mod mlp;
 pub(crate) mod moe;
 pub(crate) mod oracle;
+pub(crate) mod rope;
 pub(crate) mod router;

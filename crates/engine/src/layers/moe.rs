@@ -10,10 +10,11 @@ use experts::Bank;
 use files::Family;
 
 use crate::backend::{Backend, Buf, Routed, RoutedSpec, View, WeightId};
+use crate::keys::Keys;
 use crate::layers::ffn::{Ffn, FfnState};
 use crate::layers::lookahead::{Lookahead, Router};
 use crate::layers::oracle::Oracle;
-use crate::layers::router::{RouterConfig, RouterState, route, weigh};
+use crate::layers::router::{Gating, RouterConfig, RouterState, route, weigh};
 use crate::load::Loader;
 use crate::models::{Rows, Step};
 use crate::options::Routing;
@@ -27,6 +28,88 @@ pub(crate) struct MoeConfig {
     pub(crate) hidden_size: usize,
     pub(crate) moe_intermediate_size: usize,
     pub(crate) n_shared_experts: usize,
+}
+
+/// Bound of what a file may claim: far above any model.
+const EXPERTS_MAX: u64 = 1 << 16;
+
+/// What an architecture means where its files say nothing.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct MoeDefaults {
+    pub(crate) gating: Gating,
+    pub(crate) norm_topk_prob: bool,
+}
+
+impl MoeConfig {
+    pub(crate) fn read(
+        keys: &Keys<'_>,
+        options: &EngineOptions,
+        default: MoeDefaults,
+    ) -> Result<Self, Error> {
+        let n_experts = keys.size_up_to("expert_count", EXPERTS_MAX)?;
+        let scale = keys.f32_if_any("expert_weights_scale")?.unwrap_or(1.0);
+        let router = RouterConfig {
+            n_experts,
+            gating: match keys.size_or("expert_gating_func", 0)? {
+                0 => default.gating,
+                1 => Gating::Softmax,
+                2 => Gating::Sigmoid,
+                other => {
+                    let why = format!("expert_gating_func {other} is neither softmax (1) nor sigmoid (2)");
+                    return Err(keys.wrong(why));
+                }
+            },
+            top_k: top_k(keys, options, n_experts)?,
+            n_group: keys.size_or("expert_group_count", 1)?.max(1),
+            topk_group: keys.size_or("expert_group_used_count", 1)?.max(1),
+            norm_topk_prob: keys.bool_or("expert_weights_norm", default.norm_topk_prob)?,
+            // Converters write 0 for "none".
+            routed_scaling_factor: if scale == 0.0 { 1.0 } else { scale },
+        };
+        let (groups, used) = (router.n_group, router.topk_group);
+        if !n_experts.is_multiple_of(groups) || used > groups {
+            return Err(keys.wrong(format!("{n_experts} experts in {groups} groups, {used} used")));
+        }
+        let size = n_experts / groups;
+        if router.top_k > size * used {
+            let why = format!("{} experts per token from {used} groups of {size}", router.top_k);
+            return Err(keys.wrong(why));
+        }
+        Ok(Self {
+            router,
+            hidden_size: keys.size("embedding_length")?,
+            moe_intermediate_size: keys.size("expert_feed_forward_length")?,
+            n_shared_experts: keys.size_or("expert_shared_count", 0)?,
+        })
+    }
+
+    /// Width of the shared experts together.
+    pub(crate) fn shared_width(&self) -> usize {
+        self.n_shared_experts * self.moe_intermediate_size
+    }
+}
+
+/// Experts per token: the model's, or what the options ask for.
+fn top_k(keys: &Keys<'_>, options: &EngineOptions, n_experts: usize) -> Result<usize, Error> {
+    let used = keys.size("expert_used_count")?;
+    let top_k = match options.moe_topk {
+        None => used,
+        Some(n) if n == 0 || n as usize > used => {
+            return Err(Error::Option {
+                option: "--moe-topk",
+                why: format!("{n} experts per token asked, the model was made for 1 to {used}"),
+            });
+        }
+        Some(n) => n as usize,
+    };
+    match options.routing {
+        Routing::Force(expert) if expert as usize >= n_experts => Err(Error::Option {
+            option: "--moe-force-expert",
+            why: format!("expert {expert} asked, the model has 0 to {}", n_experts - 1),
+        }),
+        Routing::Force(_) => Ok(1),
+        _ => Ok(top_k),
+    }
 }
 
 /// Weights of one routed layer, except the experts themselves.
@@ -102,7 +185,7 @@ impl MoeState {
 impl Moe {
     pub(crate) fn load(loader: &mut Loader<'_>, layer: u32, c: &MoeConfig) -> Result<Self, Error> {
         let (formats, fused) = expert_formats(loader, layer, c)?;
-        let shared_width = c.n_shared_experts * c.moe_intermediate_size;
+        let shared_width = c.shared_width();
         let bias_name = format!("blk.{layer}.exp_probs_b.bias");
         let n_experts = c.router.n_experts;
         let bias: Arc<[f32]> = if loader.has(&bias_name) {

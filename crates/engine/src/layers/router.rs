@@ -2,10 +2,20 @@
 
 use kernels::ops;
 
+/// How a router's outputs become scores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Gating {
+    /// Over all experts. A group of experts is then as good as its best one (DeepSeek-V2).
+    Softmax,
+    /// Each expert for itself. A group of experts is then as good as its two best ones (DeepSeek-V3 and after).
+    Sigmoid,
+}
+
 /// How scores become choices.
 #[derive(Debug, Clone)]
 pub(crate) struct RouterConfig {
     pub(crate) n_experts: usize,
+    pub(crate) gating: Gating,
     pub(crate) top_k: usize,
     /// Groups of consecutive experts; 1 = no groups.
     pub(crate) n_group: usize,
@@ -35,7 +45,7 @@ impl RouterState {
     }
 }
 
-/// Sigmoid routing with a correction bias that decides the choice but not the weight.
+/// Routing with a correction bias that decides the choice but not the weight.
 ///
 /// `logits` and `bias` are `[n_experts]`; writes `top_k` ids (best first, ties to the lower id) and weights.
 pub(crate) fn route(
@@ -46,10 +56,13 @@ pub(crate) fn route(
     ids: &mut [u32],
     weights: &mut [f32],
 ) {
-    for (((prob, choice), &logit), &bias) in s.prob.iter_mut().zip(&mut s.choice).zip(logits).zip(bias) {
-        *prob = 1.0 / (1.0 + ops::exp(-logit));
-        *choice = *prob + bias;
+    match c.gating {
+        Gating::Sigmoid => {
+            s.prob.iter_mut().zip(logits).for_each(|(prob, &logit)| *prob = 1.0 / (1.0 + ops::exp(-logit)));
+        }
+        Gating::Softmax => softmax(logits, &mut s.prob),
     }
+    s.choice.iter_mut().zip(&s.prob).zip(bias).for_each(|((choice, prob), bias)| *choice = prob + bias);
     if c.n_group > 1 {
         limit_groups(c, s);
     }
@@ -69,7 +82,14 @@ pub(crate) fn weigh(c: &RouterConfig, s: &RouterState, ids: &[u32], weights: &mu
     weights.iter_mut().for_each(|w| *w *= c.routed_scaling_factor);
 }
 
-/// Keeps the `topk_group` groups with the largest sum of their two best choices.
+fn softmax(logits: &[f32], out: &mut [f32]) {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    out.iter_mut().zip(logits).for_each(|(out, logit)| *out = ops::exp(logit - max));
+    let sum: f32 = out.iter().sum();
+    out.iter_mut().for_each(|out| *out /= sum);
+}
+
+/// Keeps the `topk_group` best groups: see [`Gating`].
 fn limit_groups(c: &RouterConfig, s: &mut RouterState) {
     let size = c.n_experts / c.n_group;
     for (score, group) in s.group_score.iter_mut().zip(s.choice.chunks_exact(size)) {
@@ -81,7 +101,7 @@ fn limit_groups(c: &RouterConfig, s: &mut RouterState) {
                 second = x;
             }
         }
-        *score = if size > 1 { first + second } else { first };
+        *score = if c.gating == Gating::Sigmoid && size > 1 { first + second } else { first };
     }
     ops::top_k_ranked(&s.group_score, &mut s.scratch[..c.n_group], &mut s.kept);
     for (g, group) in s.choice.chunks_exact_mut(size).enumerate() {
@@ -98,6 +118,7 @@ mod tests {
     fn config() -> RouterConfig {
         RouterConfig {
             n_experts: 8,
+            gating: Gating::Sigmoid,
             top_k: 2,
             n_group: 1,
             topk_group: 1,
@@ -141,5 +162,32 @@ mod tests {
         let c = RouterConfig { norm_topk_prob: false, routed_scaling_factor: 1.0, ..config() };
         let (_, weights) = run(&c, &[0.0; 8], &[0.0; 8]);
         assert_eq!(weights, [0.5, 0.5]);
+    }
+
+    #[test]
+    fn softmax_weighs_against_all_experts_and_scales() {
+        let c = RouterConfig {
+            gating: Gating::Softmax,
+            norm_topk_prob: false,
+            routed_scaling_factor: 16.0,
+            ..config()
+        };
+        // Far above what an exponential of its own could hold.
+        let logits = [500.0, 501.0, 499.0, 0.0, 0.0, 0.0, 0.0, 0.0];
+        let (ids, weights) = run(&c, &logits, &[0.0; 8]);
+        assert_eq!(ids, [1, 0]);
+        let sum = 1.0 + (-1.0f32).exp() + (-2.0f32).exp();
+        assert!(
+            (weights[0] - 16.0 / sum).abs() < 1e-5
+                && (weights[1] - 16.0 * (-1.0f32).exp() / sum).abs() < 1e-5
+        );
+    }
+
+    #[test]
+    fn under_softmax_the_best_expert_speaks_for_its_group() {
+        let c = RouterConfig { gating: Gating::Softmax, n_group: 4, topk_group: 1, ..config() };
+        // As above: the pair of group 2 would win if two counted.
+        let (ids, _) = run(&c, &[5.0, -9.0, 0.0, 0.0, 4.9, 4.9, 0.0, 0.0], &[0.0; 8]);
+        assert_eq!(ids, [0, 1]);
     }
 }

@@ -18,7 +18,7 @@ macro_rules! architectures {
     };
 }
 
-architectures! { glm_dsa }
+architectures! { deepseek2, glm_dsa }
 
 /// One row of the table.
 pub(crate) struct Architecture {
@@ -49,7 +49,7 @@ pub struct ModelInfo {
     pub context_max: u32,
     /// Positions planned.
     pub context: u32,
-    /// Positions a query keeps under sparse attention.
+    /// Positions a query keeps under sparse attention; 0 where it keeps all.
     pub index_topk: u32,
     /// Layers that run their own indexer.
     pub full_layers: Vec<u32>,
@@ -124,7 +124,7 @@ impl Rows {
 pub(crate) struct SequenceCache {
     /// Latents and rotated keys.
     pub(crate) latents: Vec<CacheId>,
-    /// Index keys, on layers that run an indexer.
+    /// Index keys, on layers that run an indexer; empty for architectures without.
     pub(crate) index_keys: Vec<Option<CacheId>>,
 }
 

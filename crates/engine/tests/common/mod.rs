@@ -6,11 +6,12 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
-use files::{Checkpoint, GgmlType};
+use files::gguf::Writer;
+use files::{Checkpoint, GgmlType, Metadata};
 use slotbank_engine::{BankSize, CacheType, Dump, Engine, EngineOptions, Sequence, Want};
 use tempfile::TempDir;
-use toy::reference::Outcome;
-use toy::{Toy, Types};
+use toy::reference::{self, Mistake, Options, Outcome};
+use toy::{Fixture, Toy, Types};
 
 /// A checkpoint in a temporary folder that lives as long as this.
 pub(crate) struct OnDisk {
@@ -23,6 +24,21 @@ impl OnDisk {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let path = dir.path().join("toy.gguf");
         toy.write(&path);
+        Self { path, dir }
+    }
+
+    /// With the tensors that `keep` keeps, and metadata as `edit` leaves it.
+    pub(crate) fn edited(toy: &Toy, keep: impl Fn(&str) -> bool, edit: impl FnOnce(&mut Metadata)) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let path = dir.path().join("toy.gguf");
+        let mut metadata = toy.metadata();
+        edit(&mut metadata);
+        let mut writer = Writer::new(metadata).expect("sound metadata");
+        for spec in toy.tensors().into_iter().filter(|spec| keep(&spec.name)) {
+            let (ty, bytes) = (toy.type_of(&spec), toy.bytes(&spec));
+            writer.tensor_bytes(spec.name, ty, &spec.shape, bytes).expect("a sound tensor");
+        }
+        writer.write_file(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         Self { path, dir }
     }
 
@@ -183,4 +199,35 @@ pub(crate) fn assert_same_bits(ours: &Logits, theirs: &Logits, what: &str) {
             panic!("{what}: position {position}, token {token}: {} is not {}", a[token], b[token]);
         }
     }
+}
+
+/// Runs in the golden tests' way, except where `options` says otherwise.
+pub(crate) fn engine_logits(toy: &Toy, tokens: &[u32], options: EngineOptions) -> Logits {
+    let logits = run(&mut OnDisk::gguf(toy).load(options), tokens, &[tokens.len()]);
+    assert!(logits.iter().flatten().all(|x| x.is_finite()));
+    logits
+}
+
+pub(crate) fn bound(reference: &Outcome) -> f64 {
+    1e-5 * reference.max_abs_logit()
+}
+
+/// The engine agrees with the reference and is a hundred tolerances away from the reference with `mistake`.
+#[track_caller]
+pub(crate) fn avoids(name: &str, mistake: Mistake) {
+    let f = Fixture::named(name);
+    let toy = Toy::from_fixture(&f);
+    let logits = engine_logits(&toy, &f.tokens, exact());
+    agrees(&toy, &f.tokens, &logits, Options::default());
+    let wrong = reference::forward(&toy, &f.tokens, mistake);
+    let apart = difference_to(&logits, &wrong);
+    assert!(apart > 100.0 * bound(&wrong), "{mistake:?} would not be noticed: {apart:e}");
+}
+
+#[track_caller]
+pub(crate) fn agrees(toy: &Toy, tokens: &[u32], logits: &Logits, options: Options) -> Outcome {
+    let right = reference::forward(toy, tokens, options);
+    let off = difference_to(logits, &right);
+    assert!(off <= bound(&right), "off by {off:e}, allowed {:e}", bound(&right));
+    right
 }

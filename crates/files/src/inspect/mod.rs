@@ -1,6 +1,6 @@
 //! What a checkpoint is made of, in numbers. Renders nothing: the command line does.
 
-mod glm_dsa;
+mod mla;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -372,8 +372,8 @@ fn missing(checkpoint: &Checkpoint) -> Result<Vec<String>, Error> {
     }
     let experts = checkpoint.missing_experts()?;
     missing.extend(experts.into_iter().map(|(layer, family)| family.tensor_name(layer)));
-    if checkpoint.architecture() == "glm-dsa" {
-        missing.extend(glm_dsa::missing(checkpoint)?);
+    if mla::ARCHITECTURES.contains(&checkpoint.architecture()) {
+        missing.extend(mla::missing(checkpoint)?);
     }
     Ok(missing)
 }

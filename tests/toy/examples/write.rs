@@ -1,0 +1,52 @@
+//! Writes the toy of every golden fixture as a GGUF, for other programs to run: `write FOLDER`.
+//!
+//! `NAME.gguf` is the model of the fixture. `NAME.llama.gguf` has what llama.cpp reads differently taken out of the file, so that there is
+//! no difference left to explain: see `tools/goldens/compare_llama_logits.py`.
+
+use std::path::Path;
+
+use files::Metadata;
+use files::gguf::Writer;
+use slotbank_toy::{Family, Fixture, Scoring, Toy};
+
+fn main() {
+    let Some(folder) = std::env::args_os().nth(1) else {
+        panic!("name a folder");
+    };
+    for fixture in Fixture::all() {
+        let toy = Toy::from_fixture(&fixture);
+        toy.write(&Path::new(&folder).join(format!("{}.gguf", fixture.name)));
+        if toy.config.family == Family::Deepseek2 {
+            let (toy, metadata) = for_llama(toy);
+            write(&toy, metadata, &Path::new(&folder).join(format!("{}.llama.gguf", fixture.name)));
+        }
+    }
+}
+
+fn for_llama(mut toy: Toy) -> (Toy, Metadata) {
+    if toy.config.q_lora_rank == 0 {
+        // llama.cpp knows by the number of layers that there is no query latent.
+        toy.config.num_hidden_layers = 27;
+    }
+    let mut metadata = toy.metadata();
+    // Never read: the ramp is between 32 and 1 rotations.
+    metadata.retain(|key| !key.contains("yarn_beta"));
+    if toy.config.scoring_func == Scoring::Softmax {
+        // The two best experts speak for a group whatever the router is; V2's best one does.
+        metadata.retain(|key| !key.contains("expert_group"));
+    }
+    if toy.config.rope_parameters.yarn.as_ref().is_some_and(|yarn| yarn.mscale_all_dim == 0.0) {
+        // No factor on cosines and sines, where transformers has its default.
+        metadata.retain(|key| !key.contains("rope.scaling"));
+    }
+    (toy, metadata)
+}
+
+fn write(toy: &Toy, metadata: Metadata, path: &Path) {
+    let mut writer = Writer::new(metadata).expect("toy metadata is sound");
+    for spec in toy.tensors() {
+        let (ty, bytes) = (toy.type_of(&spec), toy.bytes(&spec));
+        writer.tensor_bytes(spec.name, ty, &spec.shape, bytes).expect("toy tensors are sound");
+    }
+    writer.write_file(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+}

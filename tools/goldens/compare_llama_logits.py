@@ -1,0 +1,99 @@
+#!/usr/bin/env python3
+"""slotbank and llama.cpp on the same toy GGUFs: the logits of every position, prefilled and token by token.
+
+    cargo run --release -p slotbank-toy --example write -- FOLDER
+    python3 tools/goldens/compare_llama_logits.py FOLDER --binary target/release/slotbank
+
+Needs llama-cpp-python (any build) and numpy. Caches in f32 on both sides and the latent norms' epsilon as llama.cpp has it
+(the layers' own). Of every fixture with a NAME.llama.gguf two files are compared: NAME.gguf, where a difference is printed with its
+known cause, and NAME.llama.gguf, from which that cause has been taken out, where more than 2e-5 of the largest logit is a failure.
+"""
+
+import argparse
+import ctypes
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+from llama_cpp import llama_cpp as api
+
+FIXTURES = pathlib.Path(__file__).resolve().parents[2] / "tests" / "fixtures" / "deepseek2"
+BOUND = 2e-5
+CAUSES = {
+    "kimi": "llama.cpp does not read yarn_beta_fast and yarn_beta_slow of this architecture and uses 32 and 1",
+    "v2": "llama.cpp scores a group by its two best experts and puts no YaRN factor on cosines and sines",
+    "lite": "llama.cpp needs 27 layers to know that there is no query latent",
+}
+
+
+def llama(path, tokens, first):
+    """Logits of all positions: `first` tokens at once, the rest one by one; None where the file is refused."""
+    params = api.llama_model_default_params()
+    params.n_gpu_layers = 0
+    model = api.llama_model_load_from_file(str(path).encode(), params)
+    if not model:
+        return None
+    params = api.llama_context_default_params()
+    params.n_ctx = params.n_batch = params.n_ubatch = 128
+    params.n_threads = params.n_threads_batch = 2
+    params.type_k = params.type_v = api.GGML_TYPE_F32
+    params.flash_attn_type = 0
+    context = api.llama_init_from_model(model, params)
+    n_vocab, rows = api.llama_vocab_n_tokens(api.llama_model_get_vocab(model)), []
+    for part in [tokens[:first]] + [[token] for token in tokens[first:]]:
+        array, wanted = (api.llama_token * len(part))(*part), (ctypes.c_int8 * len(part))(*[1] * len(part))
+        batch = api.llama_batch_get_one(array, len(part))
+        batch.logits = wanted
+        if api.llama_decode(context, batch) != 0:
+            sys.exit(f"{path}: llama_decode failed")
+        for i in range(len(part)):
+            row = ctypes.cast(api.llama_get_logits_ith(context, i), ctypes.POINTER(ctypes.c_float * n_vocab))
+            rows.append(np.array(row.contents[:], np.float32))
+    api.llama_free(context)
+    api.llama_model_free(model)
+    return np.stack(rows)
+
+
+def slotbank(binary, path, tokens, eps):
+    done = subprocess.run([binary, "logits", str(path), "--tokens", ",".join(map(str, tokens)), "--cache-type", "f32",
+                           "--latent-eps", str(eps), "--bank", "all", "--quiet"], capture_output=True, text=True)
+    if done.returncode != 0:
+        sys.exit(f"{path}: {done.stderr}")
+    return np.array(json.loads(done.stdout)["logits"], np.float32)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=pathlib.Path)
+    parser.add_argument("--binary", default="target/release/slotbank")
+    options = parser.parse_args()
+    silent = api.llama_log_callback(lambda *_: None)
+    api.llama_log_set(silent, ctypes.c_void_p(0))
+    failed = []
+    for fixture in sorted(FIXTURES.glob("*.json")):
+        record = json.loads(fixture.read_text())
+        name, tokens = record["name"], record["tokens"]
+        for path in (options.folder / f"{name}.gguf", options.folder / f"{name}.llama.gguf"):
+            ours = slotbank(options.binary, path, tokens, record["config"]["rms_norm_eps"])
+            theirs = {first: llama(path, tokens, first) for first in (len(tokens), len(tokens) - 24)}
+            if any(logits is None for logits in theirs.values()):
+                print(f"{path.name}: llama.cpp refuses it: {CAUSES.get(name, 'unknown')}")
+                failed += [path.name] if name not in CAUSES or ".llama." in path.name else []
+                continue
+            scale = float(np.abs(ours).max())
+            for first, logits in theirs.items():
+                off = float(np.abs(ours - logits).max()) / scale
+                same = int((ours.argmax(-1) == logits.argmax(-1)).sum())
+                known = "" if off <= BOUND or ".llama." in path.name else CAUSES.get(name, "")
+                print(f"{path.name}: prefill of {first}: {off:.1e} of the largest logit, same likeliest token at {same} of "
+                      f"{len(tokens)} positions{'; ' + known if known else ''}")
+                if off > BOUND and not known:
+                    failed.append(path.name)
+    if failed:
+        sys.exit(f"unexplained: {sorted(set(failed))}")
+
+
+if __name__ == "__main__":
+    main()
