@@ -69,6 +69,7 @@ def main():
     parser.add_argument("folder", type=pathlib.Path)
     parser.add_argument("--binary", default="target/release/slotbank")
     options = parser.parse_args()
+    api.llama_backend_init()
     silent = api.llama_log_callback(lambda *_: None)
     api.llama_log_set(silent, ctypes.c_void_p(0))
     failed = []

@@ -194,23 +194,20 @@ def build(kind, c, seed):
     for name, value in model.state_dict().items():
         if not torch.equal(value, state[name]):
             sys.exit(f"{name} did not survive loading")
-    scale_softmax(model, c, kind)
+    check_softmax_scale(model, c)
     if config._attn_implementation != "eager" or model.dtype != torch.float32:
         sys.exit("the reference must run eagerly in float32")
     return model
 
 
-def scale_softmax(model, c, kind):
-    """DeepSeek's own code multiplies the softmax scale of V2, too, by mscale squared; transformers' V2 may leave it out."""
+def check_softmax_scale(model, c):
+    """DeepSeek's own code multiplies it by mscale squared; transformers once left that out for V2."""
     rope = c["rope_parameters"]
     mscale = 0.1 * rope.get("mscale_all_dim", 0.0) * math.log(rope.get("factor", 1.0)) + 1.0
     right = (c["qk_nope_head_dim"] + c["qk_rope_head_dim"]) ** -0.5 * mscale**2
     for layer in model.model.layers:
-        found = layer.self_attn.scaling
-        if abs(found - right) > 1e-9:
-            if kind != "DeepseekV2":
-                sys.exit(f"softmax scale {found}, by definition {right}")
-            layer.self_attn.scaling = right
+        if abs(layer.self_attn.scaling - right) > 1e-9:
+            sys.exit(f"softmax scale {layer.self_attn.scaling}, by definition {right}")
 
 
 @torch.no_grad()

@@ -111,6 +111,12 @@ impl<'a> Loader<'a> {
         self.checkpoint.tensor(name).is_some()
     }
 
+    /// Whether there is a tensor `name` of `count` stacked matrices of `n_out` rows of `n_in`.
+    pub(crate) fn has_heads(&self, name: &str, n_in: usize, n_out: usize, count: usize) -> bool {
+        let tensor = self.checkpoint.tensor(name);
+        tensor.is_some_and(|tensor| check_shape(tensor, &[n_in as u64, n_out as u64, count as u64]).is_ok())
+    }
+
     fn tensor(&self, name: &str) -> Result<&'a Tensor, Error> {
         self.checkpoint.tensor(name).ok_or_else(|| Error::MissingTensor {
             tensor: name.to_owned(),

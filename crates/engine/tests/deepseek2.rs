@@ -171,6 +171,28 @@ fn a_legacy_file_gives_the_same_answer() {
     }
 }
 
+/// Some files of those days hold the two parts as well, flattened for another engine: they are not looked at.
+#[test]
+fn flattened_parts_beside_the_legacy_tensor_are_ignored() {
+    let f = Fixture::named("v3");
+    let toy = Toy { legacy_kv_b: true, ..Toy::from_fixture(&f) };
+    let model = OnDisk::gguf(&toy);
+    let mut writer = files::gguf::Writer::new(toy.metadata()).expect("sound metadata");
+    for spec in toy.tensors() {
+        if spec.name.contains("attn_kv_b.") {
+            for (part, shape) in [("attn_k_b", [32, 64 * 4]), ("attn_v_b", [64, 32 * 4])] {
+                let name = spec.name.replace("attn_kv_b", part);
+                writer.tensor_f32(name, &shape, &vec![7.0; 32 * 64 * 4]).expect("a sound tensor");
+            }
+        }
+        let (ty, bytes) = (toy.type_of(&spec), toy.bytes(&spec));
+        writer.tensor_bytes(spec.name, ty, &spec.shape, bytes).expect("a sound tensor");
+    }
+    writer.write_file(&model.path).expect("written");
+    let logits = run(&mut model.load(exact()), &f.tokens, &[72]);
+    assert_same_bits(&logits, &engine_logits(&toy, &f.tokens, exact()), "with flattened parts");
+}
+
 /// Values stay as they are stored, keys are decoded and kept in 16 bits. Every expert is used, so that no choice can flip.
 #[test]
 fn a_quantised_legacy_file_resembles_the_exact_one() {

@@ -1,5 +1,6 @@
 //! The binary as a user meets it: arguments in, text, files and exit codes out.
 
+mod architectures;
 mod bench;
 mod chat;
 mod demo;

@@ -224,8 +224,9 @@ impl Mla {
         let kv_a_norm = loader.vector(&name("attn_kv_a_norm.weight"), latent)?;
         let (nope, v) = (c.qk_nope_head_dim, c.v_head_dim);
         let (both, k) = (name("attn_kv_b.weight"), name("attn_k_b.weight"));
-        let (k_b, v_b) = if loader.has(&both) && !loader.has(&k) {
-            // Older files: per head the key's rows, then the value's, both of latent width.
+        let (k_b, v_b) = if loader.has(&both) && !loader.has_heads(&k, nope, latent, heads) {
+            // Older files: per head the key's rows, then the value's, both of latent width. (Files of another engine hold the two
+            // parts beside it, flattened.)
             let k_b = loader.head_columns(&both, latent, nope + v, 0..nope, heads)?;
             (k_b, loader.head_rows(&both, latent, nope + v, nope..nope + v, heads)?)
         } else {
