@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
+use experts::read::paced::Pace;
 use experts::{Bank, BankPlan, BankSize, Counters, Policy, Reader, Schedule, Trace, policy};
 use files::Checkpoint;
 use text::{ChatTemplate, Tokenizer};
@@ -16,6 +18,9 @@ use crate::memory::{Decision, Needs, Watch};
 use crate::models::{self, Model, ModelInfo, Step};
 use crate::plan::reserve_bytes;
 use crate::{Dump, EngineOptions, Error, MemoryPlan, Sequence};
+
+/// What a read waits for its first byte at a drive with a given pace: an SSD's.
+const PACED_LATENCY: Duration = Duration::from_micros(100);
 
 /// Which positions' logits a forward pass delivers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,6 +92,9 @@ impl Engine {
             depth: options.io_threads as usize,
             split: options.io_split,
             stripe: options.stripe,
+            pace: options
+                .pace_mb_per_s
+                .map(|mb| Pace { read_bytes_per_s: u64::from(mb) * 1_000_000, latency: PACED_LATENCY }),
         };
         Self::load_with_reader(checkpoint, options, |files| {
             Ok(experts::read::open(files, checkpoint.copies(), &reader)?)

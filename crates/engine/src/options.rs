@@ -154,6 +154,8 @@ pub struct EngineOptions {
     pub io_split: Option<u32>,
     /// With several copies of the experts: cut each read into one piece per copy.
     pub stripe: bool,
+    /// Behave as a drive that reads no more than so many MB (10⁶ bytes) per second, for measurements.
+    pub pace_mb_per_s: Option<u32>,
     /// Memory that may be used in all; `None` = what the system reports as available.
     pub memory_bytes: Option<u64>,
 }
@@ -199,6 +201,7 @@ impl Default for EngineOptions {
             io_threads: 8,
             io_split: None,
             stripe: false,
+            pace_mb_per_s: None,
             memory_bytes: None,
         }
     }

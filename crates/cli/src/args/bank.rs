@@ -79,6 +79,9 @@ pub(crate) struct BankArgs {
     /// With --sidecar given several times: cut each read into one piece per copy
     #[arg(long)]
     stripe: bool,
+    /// Hand out reads no faster than a drive of so many MB/s would, for measurements
+    #[arg(long, value_name = "MB/S", value_parser = positive(), hide = true)]
+    pace: Option<u32>,
     /// Who loses a slot that is needed: the expert used least often, older uses counting less and less (lfu), the
     /// least recently used one (lru), or the one whose uses, fading with time, add up to least (lrfu)
     #[arg(long, value_name = "NAME", default_value_t = EngineOptions::default().policy, value_parser = policies())]
@@ -171,6 +174,7 @@ impl BankArgs {
             reader: self.reader.1,
             io_split: self.io_split,
             stripe: self.stripe,
+            pace_mb_per_s: self.pace,
             ..EngineOptions::default()
         };
         self.flash_moe.apply(&mut options);

@@ -74,6 +74,26 @@ impl Lookahead {
         self.oracle.as_mut().map_or(Ok(()), |oracle| oracle.take(layer, k, n_tokens).map(drop))
     }
 
+    /// Before a dense layer whose next layer is the first routed one: `x` is the row that its FFN sees.
+    pub(crate) fn lead(
+        &mut self,
+        backend: &mut dyn Backend,
+        bank: &mut Bank,
+        c: &RouterConfig,
+        layer: u32,
+        x: View,
+    ) -> Result<(), Error> {
+        if !self.guesses(bank) || self.routers.first().is_none_or(|first| first.layer != layer + 1) {
+            return Ok(());
+        }
+        self.begin_token(bank);
+        // An oracle and a previous token are asked in the last layer already.
+        match self.mode {
+            Prefetch::Auto | Prefetch::NextLayer => self.ask_router(backend, bank, c, 0, x),
+            _ => Ok(()),
+        }
+    }
+
     /// Tells the bank what the layer after `layer` will probably ask for. `x` is the one row that `layer`'s own router has seen,
     /// `chosen` what it chose.
     pub(crate) fn guess(
@@ -85,12 +105,12 @@ impl Lookahead {
         x: View,
         chosen: &[u32],
     ) -> Result<(), Error> {
-        if self.mode == Prefetch::Off || bank.plan().is_resident() {
+        if !self.guesses(bank) {
             return Ok(());
         }
         let Some(at) = self.routers.iter().position(|router| router.layer == layer) else { return Ok(()) };
-        if at == 0 {
-            self.judge.token(Instant::now());
+        if at == 0 && layer == 0 {
+            self.begin_token(bank); // no layer leads
         }
         let k = c.top_k;
         if let Some(oracle) = &mut self.oracle {
@@ -104,17 +124,36 @@ impl Lookahead {
         let next = (at + 1) % self.routers.len();
         let known = self.seen;
         self.seen |= next == 0;
-        if self.mode == Prefetch::Auto && !self.judge.is_on() {
-            return Ok(());
-        }
-        if self.mode == Prefetch::Previous {
-            if known {
-                bank.read_ahead(self.routers[next].layer, &self.previous[next * k..][..k])?;
+        match self.mode {
+            Prefetch::Previous if known => {
+                Ok(bank.read_ahead(self.routers[next].layer, &self.previous[next * k..][..k])?)
             }
-            return Ok(());
+            // Nobody knows the next token yet.
+            Prefetch::Auto | Prefetch::NextLayer if next > 0 => self.ask_router(backend, bank, c, next, x),
+            _ => Ok(()),
         }
-        if next == 0 {
-            // The first layer of the next token: nobody knows that token yet.
+    }
+
+    fn guesses(&self, bank: &Bank) -> bool {
+        self.mode != Prefetch::Off && !bank.plan().is_resident()
+    }
+
+    fn begin_token(&mut self, bank: &Bank) {
+        if self.mode == Prefetch::Auto {
+            self.judge.token(Instant::now(), bank.stats().total().misses);
+        }
+    }
+
+    /// Asks the router at `next` early, with `x` for what it will see.
+    fn ask_router(
+        &mut self,
+        backend: &mut dyn Backend,
+        bank: &mut Bank,
+        c: &RouterConfig,
+        next: usize,
+        x: View,
+    ) -> Result<(), Error> {
+        if self.mode == Prefetch::Auto && !self.judge.is_on() {
             return Ok(());
         }
         let router = &self.routers[next];

@@ -79,6 +79,22 @@ impl MoeState {
         })
     }
 
+    /// Called before the FFN of a dense layer, which sees the one row `x`: the routed layer after it is guessed early, too.
+    pub(crate) fn lead(
+        &mut self,
+        step: &mut Step<'_>,
+        c: &MoeConfig,
+        layer: u32,
+        x: View,
+    ) -> Result<(), Error> {
+        match step.bank.as_deref_mut() {
+            Some(bank) if self.routing != Routing::RouterOnly => {
+                self.lookahead.lead(step.backend, bank, &c.router, layer, x)
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Sorts the pairs by expert, keeping token order inside an expert.
     fn group(&mut self, n: usize) {
         self.starts.fill(0);

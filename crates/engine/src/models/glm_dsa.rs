@@ -470,7 +470,12 @@ impl Model for GlmDsa {
             b.add(x, y, c.hidden_size, n);
             b.rms_norm(x, layer.ffn_norm, c.rms_norm_eps, n, normed);
             match &layer.mlp {
-                Mlp::Dense(ffn) => ffn.forward(b, &s.ffn, normed, n, y),
+                Mlp::Dense(ffn) => {
+                    if n == 1 {
+                        s.moe.lead(step, &c.moe, i as u32, normed)?;
+                    }
+                    ffn.forward(step.backend, &s.ffn, normed, n, y);
+                }
                 Mlp::Sparse(moe) => moe.forward(step, &c.moe, &mut s.moe, &s.ffn, normed, rows, y)?,
             }
             step.backend.add(x, y, c.hidden_size, n);

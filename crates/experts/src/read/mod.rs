@@ -9,6 +9,7 @@
 //! the read to whole blocks in place. Bytes of the window outside the wanted ones are scratch.
 
 pub mod cache;
+pub mod paced;
 pub mod pread;
 pub mod probe;
 mod progress;
@@ -245,11 +246,20 @@ pub struct Options {
     pub split: Option<u32>,
     /// Cut each read into one piece per copy.
     pub stripe: bool,
+    /// Behave as a drive no faster than this, for measurements.
+    pub pace: Option<paced::Pace>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { kind: ReaderKind::Auto, choice: ReaderChoice::Auto, depth: 8, split: None, stripe: false }
+        Options {
+            kind: ReaderKind::Auto,
+            choice: ReaderChoice::Auto,
+            depth: 8,
+            split: None,
+            stripe: false,
+            pace: None,
+        }
     }
 }
 
@@ -259,6 +269,14 @@ const SPLIT_DEFAULT: u32 = 1;
 /// Opens what `options` ask for, over `files` and, if there are any, further copies of them on other drives: the
 /// same files in the same order.
 pub fn open(files: &[PathBuf], copies: &[Vec<PathBuf>], options: &Options) -> Result<Box<dyn Reader>> {
+    let reader = open_all(files, copies, options)?;
+    Ok(match options.pace {
+        Some(pace) => Box::new(paced::PacedReader::new(reader, pace)),
+        None => reader,
+    })
+}
+
+fn open_all(files: &[PathBuf], copies: &[Vec<PathBuf>], options: &Options) -> Result<Box<dyn Reader>> {
     let ways = options.split.unwrap_or(SPLIT_DEFAULT).max(1);
     if copies.is_empty() && ways == 1 {
         return open_one(files, options);

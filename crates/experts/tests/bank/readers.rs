@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use slotbank_experts::read::paced::{Pace, PacedReader};
 use slotbank_experts::read::pread::{self, PreadReader};
 use slotbank_experts::read::sim::SimReader;
 use slotbank_experts::read::spread::{self, Drive, SpreadReader};
@@ -32,9 +33,11 @@ enum What {
     Mirror,
     /// The same, each read over both.
     Stripe,
+    /// As a slower drive would be.
+    Paced,
 }
 
-const EVERY: [What; 5] = [What::Pread, What::Uring, What::Split, What::Mirror, What::Stripe];
+const EVERY: [What; 6] = [What::Pread, What::Uring, What::Split, What::Mirror, What::Stripe, What::Paced];
 const CHOICES: [ReaderChoice; 2] = [ReaderChoice::Auto, ReaderChoice::Buffered];
 
 /// With so many reads in flight at a drive.
@@ -55,6 +58,10 @@ fn open(what: What, paths: &[PathBuf], choice: ReaderChoice, in_flight: usize) -
         What::Split => spread(1, 4, false),
         What::Mirror => spread(2, 1, false),
         What::Stripe => spread(2, 1, true),
+        What::Paced => {
+            let pace = Pace { read_bytes_per_s: 1_000_000_000, latency: Duration::from_micros(50) };
+            Ok(Box::new(PacedReader::new(pread()?, pace)))
+        }
     }
 }
 
@@ -333,4 +340,36 @@ fn the_simulated_reader_serves_files_on_disk_too() {
     assert!(reader.describe().contains("seed 8"));
     let mut bank = toy.bank(toy.plan(BankSize::SlotsPerLayer(2), 2).unwrap(), Box::new(reader));
     serve(&mut bank, 3, &(0..12).collect::<Vec<_>>(), 2, SIZES).unwrap();
+}
+
+/// A drive of 20 MB/s over `paths`.
+fn slow(paths: &[PathBuf]) -> PacedReader {
+    let pace = Pace { read_bytes_per_s: 20_000_000, latency: Duration::from_millis(1) };
+    PacedReader::new(open(What::Pread, paths, ReaderChoice::Buffered, 4).unwrap(), pace)
+}
+
+#[test]
+fn a_paced_drive_serves_one_read_after_the_other_demand_first() {
+    let toy = Toy::new(8, &[[20_000; 3]], Placement::Record);
+    let (_folder, paths) = on_disk(&toy);
+    let windows: Vec<Window> = (0..4).map(|_| Window::new(65_536)).collect();
+    let read = |ticket: u64, priority| windows[ticket as usize].read(ticket, 0, 60_000, priority);
+    let mut reader = slow(&paths);
+    let begun = std::time::Instant::now();
+    // SAFETY: four windows of their own that outlive the reader's use of them: everything is waited for or cancelled below.
+    unsafe {
+        reader.submit(&[read(0, Priority::Speculative), read(1, Priority::Speculative)]);
+        reader.submit(&[read(2, Priority::Demand), read(3, Priority::Speculative)]);
+    }
+    // The first was begun before the demand came; the last has not begun when it is taken back.
+    let order: Vec<u64> = (0..2).map(|_| reader.wait_any(None).unwrap().ticket.0).collect();
+    assert_eq!(order, [0, 2]);
+    // 60,000 bytes at 20 MB/s are 3 ms.
+    assert!(begun.elapsed() >= Duration::from_millis(7), "{:?}", begun.elapsed());
+    assert_eq!(reader.wait_any(Some(Duration::ZERO)).map(|done| done.ticket), None);
+    let cancelled = reader.cancel(Ticket(3));
+    assert_eq!(reader.wait_any(None).unwrap().ticket, Ticket(1));
+    assert!(cancelled, "it had landed long ago, and the slower drive had not begun with it");
+    assert!(reader.wait_any(None).is_none());
+    assert!(begun.elapsed() >= Duration::from_millis(10), "{:?}", begun.elapsed());
 }

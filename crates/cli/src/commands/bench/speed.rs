@@ -63,6 +63,9 @@ pub(crate) struct Args {
     /// Rounds before them at most: they end early when no empty slot was filled in the last one
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..), help_heading = "What to measure")]
     warm_up: u32,
+    /// Tokens of a warm-up round, the first ones of its window [default: all of them]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "What to measure")]
+    warm_up_tokens: Option<u32>,
     /// Token ids to run, as plain numbers or JSON (see make-model --stream) [default: a fixed list]
     #[arg(long, value_name = "FILE", help_heading = "What to measure")]
     tokens: Option<PathBuf>,
@@ -139,6 +142,21 @@ struct Round {
     misses: u64,
     /// Experts that went to slots never used before: a cold bank is still filling.
     cold: u64,
+    /// What guessing the next layer's experts came to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    guesses: Option<Guesses>,
+}
+
+/// Experts guessed, read ahead and used in one round.
+#[derive(Debug, Serialize)]
+struct Guesses {
+    guessed: u64,
+    right: u64,
+    read_ahead: u64,
+    used: u64,
+    /// Of the used ones: still being read when their layer asked.
+    late: u64,
+    wasted_bytes: u64,
 }
 
 /// What a test does in one round.
@@ -170,6 +188,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
             n,
             want,
             cold: args.cold,
+            warm_up_tokens: args.warm_up_tokens.map_or(n, |tokens| n.min(tokens as usize)),
         };
         let (test, warmed) = bench.measure(args.rounds, args.warm_up)?;
         warm_up_rounds = warm_up_rounds.max(warmed);
@@ -272,6 +291,7 @@ struct Bench<'a> {
     n: usize,
     want: Want,
     cold: bool,
+    warm_up_tokens: usize,
 }
 
 impl Bench<'_> {
@@ -279,7 +299,8 @@ impl Bench<'_> {
     fn measure(&mut self, rounds: u32, warm_up: u32) -> Result<(Test, u32), Failure> {
         let (mut likeliest, mut warmed) = (Vec::new(), 0);
         while warmed < warm_up {
-            let cold = self.round(warmed as usize, (warmed == 0).then_some(&mut likeliest))?.cold;
+            let seen = (warmed == 0).then_some(&mut likeliest);
+            let cold = self.round(warmed as usize, self.warm_up_tokens, seen)?.cold;
             warmed += 1;
             if cold == 0 || self.cold {
                 break;
@@ -288,7 +309,7 @@ impl Bench<'_> {
         let first = warmed as usize;
         let before = self.session.engine.parts();
         let rounds = (first..first + rounds as usize)
-            .map(|index| self.round(index, None))
+            .map(|index| self.round(index, self.n, None))
             .collect::<Result<Vec<_>, _>>()?;
         let n = self.n as f64;
         let parts = self.session.engine.parts().named().into_iter().zip(before.named());
@@ -316,20 +337,21 @@ impl Bench<'_> {
         Ok((test, warmed))
     }
 
-    /// One round over window `index`, into an emptied cache. Only the passes that count are timed.
-    fn round(&mut self, index: usize, mut seen: Option<&mut Vec<u32>>) -> Result<Round, Failure> {
+    /// One round over the first `n` tokens of window `index`, into an emptied cache. Only the passes that count are timed.
+    fn round(&mut self, index: usize, n: usize, mut seen: Option<&mut Vec<u32>>) -> Result<Round, Failure> {
         let (session, sequence) = (&mut *self.session, &mut *self.sequence);
         sequence.truncate(0);
         if self.cold {
             session.engine.clear_bank();
         }
-        let ids = window(self.tokens, index, self.n);
+        let mut ids = window(self.tokens, index, self.n);
+        ids.truncate(n);
         if let Kind::Decode { depth } = self.kind
             && depth > 0
         {
             session.engine.forward(sequence, &window(self.tokens, 0, depth), Want::None, &mut |_, _| ())?;
         }
-        let pass = if self.kind == Kind::Prefill { self.n } else { 1 };
+        let pass = if self.kind == Kind::Prefill { n } else { 1 };
         let before = session.counters().unwrap_or_default();
         let (done, took) = timed(Cpu::Process, || {
             ids.chunks(pass).try_for_each(|ids| {
@@ -347,12 +369,20 @@ impl Bench<'_> {
         let delta = |field: fn(&Counters) -> u64| field(&after) - field(&before);
         Ok(Round {
             took,
-            tokens_per_s: per_second(self.n as f64, took.wall_ns),
+            tokens_per_s: per_second(n as f64, took.wall_ns),
             bytes_read: delta(|c| c.bytes_read),
             stall_ns: delta(|c| c.stall_ns),
             hits: delta(|c| c.hits),
             misses: delta(|c| c.misses),
             cold: delta(|c| c.cold),
+            guesses: (delta(|c| c.guessed) > 0).then(|| Guesses {
+                guessed: delta(|c| c.guessed),
+                right: delta(|c| c.guessed_right),
+                read_ahead: delta(|c| c.ahead),
+                used: delta(|c| c.ahead_used),
+                late: delta(|c| c.ahead_late),
+                wasted_bytes: delta(|c| c.ahead_wasted_bytes),
+            }),
         })
     }
 }
