@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use engine::{Dump, Engine, EngineOptions, MemoryPlan};
 use files::Checkpoint;
 
-use crate::args::BankArgs;
+use crate::args::{BankArgs, SidecarArgs};
 use crate::commands::trace::Identity;
 use crate::commands::verify;
 use crate::ui::error::Failure;
@@ -21,6 +21,8 @@ pub(crate) struct Model {
     /// As they were given.
     pub(crate) path: PathBuf,
     pub(crate) sidecar: Option<PathBuf>,
+    /// Further copies of the sidecar.
+    pub(crate) copies: Vec<PathBuf>,
 }
 
 /// Where the checkpoint lies and what to call it; without a path it is the demo, unpacked if need be.
@@ -36,17 +38,17 @@ pub(crate) fn locate(path: Option<&Path>) -> Result<(PathBuf, String), Failure> 
 }
 
 /// Opens `path`, or the demo.
-pub(crate) fn open(path: Option<&Path>, sidecars: &[PathBuf]) -> Result<Model, Failure> {
+pub(crate) fn open(path: Option<&Path>, sidecars: &SidecarArgs) -> Result<Model, Failure> {
     let (path, name) = locate(path)?;
     let options = with_sidecars(sidecars);
     let checkpoint = Checkpoint::open_with(&path, &options)?;
-    Ok(Model { checkpoint, name, path, sidecar: options.sidecar })
+    Ok(Model { checkpoint, name, path, sidecar: options.sidecar, copies: options.copies })
 }
 
-/// The first one is the sidecar, the others are copies of it.
-pub(crate) fn with_sidecars(sidecars: &[PathBuf]) -> files::OpenOptions {
-    let (sidecar, copies) = (sidecars.first().cloned(), sidecars.iter().skip(1).cloned().collect());
-    files::OpenOptions { sidecar, copies, ..Default::default() }
+/// How to open a checkpoint whose sidecar, and copies of it, were named.
+pub(crate) fn with_sidecars(sidecars: &SidecarArgs) -> files::OpenOptions {
+    let sidecar = sidecars.first().map(Path::to_owned);
+    files::OpenOptions { sidecar, copies: sidecars.copies(), ..Default::default() }
 }
 
 /// The last component, which is what people call a model.
@@ -65,23 +67,23 @@ pub(crate) struct Session {
     pub(crate) at_load: experts::Counters,
 }
 
-/// Plans, shows the plan, loads.
+/// Checks what the arguments want checked, plans, shows the plan, loads.
 pub(crate) fn load(model: &Model, args: &BankArgs, quiet: bool) -> Result<Session, Failure> {
-    let options = args.options();
+    load_with(model, args, args.options(), quiet)
+}
+
+/// The same with the options that a command has made of the arguments.
+pub(crate) fn load_with(
+    model: &Model,
+    args: &BankArgs,
+    options: EngineOptions,
+    quiet: bool,
+) -> Result<Session, Failure> {
     args.flash_moe.check(&options)?;
     if args.flash_moe.moe_verify_sidecar {
         verify::before_run(model, quiet)?;
     }
-    load_with(model, options, args.dump.as_deref(), quiet)
-}
-
-/// The same with options in hand.
-pub(crate) fn load_with(
-    model: &Model,
-    options: EngineOptions,
-    dump_path: Option<&Path>,
-    quiet: bool,
-) -> Result<Session, Failure> {
+    let dump_path = args.dump.as_deref();
     let plan: MemoryPlan = Engine::plan(&model.checkpoint, &options)?;
     if !quiet {
         ui::note(ui::plan::render(&model.name, &plan));
@@ -98,11 +100,22 @@ pub(crate) fn load_with(
         Identity::of_run(model, &engine).write(path)?;
     }
     engine.set_dump(dump);
-    let at_load = engine.bank_stats().map(experts::Stats::total).unwrap_or_default();
+    let at_load = counted(&engine);
     Ok(Session { engine, dump: dump_path.map(Path::to_owned), at_load })
 }
 
+fn counted(engine: &Engine) -> experts::Counters {
+    engine.bank_stats().map(experts::Stats::total).unwrap_or_default()
+}
+
 impl Session {
+    /// The same model with another bank; see [`Engine::with_streaming`].
+    pub(crate) fn with_streaming(self, model: &Model, options: EngineOptions) -> Result<Session, Failure> {
+        let engine = self.engine.with_streaming(&model.checkpoint, options)?;
+        let at_load = counted(&engine);
+        Ok(Session { engine, at_load, dump: self.dump })
+    }
+
     /// What the bank did since the load.
     pub(crate) fn counters(&self) -> Option<experts::Counters> {
         self.engine.bank_stats().map(|stats| {

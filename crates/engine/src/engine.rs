@@ -44,8 +44,10 @@ pub struct EngineStats {
     pub reader: String,
     /// Bytes taken at load, as counted by those who allocated them.
     pub allocated_bytes: u64,
-    /// What the bank was shrunk to since, where memory ran short.
+    /// The least that the bank was shrunk to since, where memory ran short.
     pub shrunk_to_bytes: Option<u64>,
+    /// What a bank that sized itself takes now: it grows again when memory is fine.
+    pub bank_bytes: Option<u64>,
 }
 
 /// A model ready to run. One thread drives it.
@@ -69,7 +71,23 @@ pub struct Engine {
 struct Relief {
     watch: Watch,
     needs: Needs,
-    shrunk: bool,
+    /// The smallest it has been, once it was shrunk.
+    least_bytes: Option<u64>,
+}
+
+impl Relief {
+    /// For a bank that has sized itself.
+    fn of(plan: &MemoryPlan, options: &EngineOptions) -> Option<Relief> {
+        let bank = plan.bank.as_ref().filter(|_| options.bank == BankSize::Auto)?;
+        let needs = Needs {
+            bank_bytes: bank.arena_bytes(),
+            floor_bytes: bank.floor_bytes(),
+            planned_bytes: bank.arena_bytes(),
+            full: false,
+            reserve_bytes: reserve_bytes(plan.available_bytes),
+        };
+        Some(Relief { watch: Watch::new(), needs, least_bytes: None })
+    }
 }
 
 impl Engine {
@@ -80,22 +98,7 @@ impl Engine {
 
     /// Loads the dense weights, opens the experts and, with `BankSize::All`, reads them.
     pub fn load(checkpoint: &Checkpoint, options: EngineOptions) -> Result<Self, Error> {
-        if options.stripe && checkpoint.copies().is_empty() {
-            return Err(Error::Option {
-                option: "--stripe",
-                why: "there is only one copy of the experts".into(),
-            });
-        }
-        let reader = experts::read::Options {
-            kind: options.reader_kind,
-            choice: options.reader,
-            depth: options.io_threads as usize,
-            split: options.io_split,
-            stripe: options.stripe,
-            pace: options
-                .pace_mb_per_s
-                .map(|mb| Pace { read_bytes_per_s: u64::from(mb) * 1_000_000, latency: PACED_LATENCY }),
-        };
+        let reader = reader_options(checkpoint, &options)?;
         Self::load_with_reader(checkpoint, options, |files| {
             Ok(experts::read::open(files, checkpoint.copies(), &reader)?)
         })
@@ -119,37 +122,19 @@ impl Engine {
             Some(bank_plan) => {
                 backend.packing_scratch(bank_plan.packed_bytes_max() as usize);
                 let reader = make_reader(checkpoint.files())?;
-                let policy = eviction(&options, bank_plan)?;
-                let arena = Box::new(HostArena::new(Arc::clone(&arena_bytes)));
-                let mut bank = Bank::new(bank_plan.clone(), checkpoint.files(), reader, arena, policy)?;
-                bank.set_schedule(Schedule {
-                    hits_first: options.hits_first,
-                    ordered_reads: options.ordered_reads,
-                });
+                let mut bank = empty_bank(bank_plan, checkpoint.files(), reader, &arena_bytes, &options)?;
                 if let Some(path) = &options.trace {
                     bank.set_trace(Trace::create(path)?);
                 }
-                if options.bank == BankSize::All {
-                    bank.preload()?;
-                } else if let Some(oracle) = oracle_of(&options)? {
-                    bank.preload_some(&oracle.experts())?;
-                }
+                read_in_advance(&mut bank, &options)?;
                 Some(bank)
             }
         };
         let (tokenizer, chat_template) = load_text(checkpoint, model.info())?;
         backend.time_parts(true);
-        let relief = plan.bank.as_ref().filter(|_| options.bank == BankSize::Auto).map(|bank| Relief {
-            watch: Watch::new(),
-            needs: Needs {
-                bank_bytes: bank.arena_bytes(),
-                floor_bytes: bank.floor_bytes(),
-                reserve_bytes: reserve_bytes(plan.available_bytes),
-            },
-            shrunk: false,
-        });
         let busy = (0..model.sequences()).map(|_| Arc::default()).collect();
         Ok(Self {
+            relief: Relief::of(&plan, &options),
             backend,
             bank,
             model,
@@ -161,8 +146,40 @@ impl Engine {
             dump: None,
             host_bytes,
             arena_bytes,
-            relief,
         })
+    }
+
+    /// This engine with the bank, the reader, the eviction, the schedule and the guesses of other options, just as loading with them would
+    /// make them; dense weights, caches, threads and sequences stay. For measurements side by side of what would not fit into memory
+    /// twice. The old bank goes before the new one is allocated, so that after an error there is no engine.
+    ///
+    /// Errors: [`Error::Option`] for options that only a load can change, and those of a load.
+    pub fn with_streaming(mut self, checkpoint: &Checkpoint, options: EngineOptions) -> Result<Self, Error> {
+        if let Some(option) = self.options.fixed_difference(&options) {
+            let why = "it is chosen when the model is loaded, and cannot change afterwards".to_owned();
+            return Err(Error::Option { option, why });
+        }
+        // What this engine itself holds is not available any more, but it was when the first plan was made.
+        let memory_bytes = Some(self.plan.available_bytes);
+        let plan = MemoryPlan::new(checkpoint, &EngineOptions { memory_bytes, ..options.clone() })?;
+        let trace = self.bank.as_mut().and_then(Bank::take_trace);
+        self.bank = None;
+        self.arena_bytes = Arc::new(AtomicU64::new(0));
+        if let Some(bank_plan) = &plan.bank {
+            self.backend.packing_scratch(bank_plan.packed_bytes_max() as usize);
+            let reader = reader_options(checkpoint, &options)?;
+            let reader = experts::read::open(checkpoint.files(), checkpoint.copies(), &reader)?;
+            let mut bank = empty_bank(bank_plan, checkpoint.files(), reader, &self.arena_bytes, &options)?;
+            if let Some(trace) = trace {
+                bank.set_trace(trace);
+            }
+            read_in_advance(&mut bank, &options)?;
+            self.bank = Some(bank);
+        }
+        self.model.set_prefetch(options.prefetch);
+        self.relief = Relief::of(&plan, &options);
+        (self.plan, self.options) = (plan, options);
+        Ok(self)
     }
 
     /// The tokenizer; `None` for checkpoints without a vocabulary.
@@ -199,11 +216,8 @@ impl Engine {
             allocated_bytes: self.backend.allocated_bytes()
                 + self.arena_bytes.load(Ordering::Relaxed)
                 + self.host_bytes,
-            shrunk_to_bytes: self
-                .relief
-                .as_ref()
-                .filter(|relief| relief.shrunk)
-                .map(|relief| relief.needs.bank_bytes),
+            shrunk_to_bytes: self.relief.as_ref().and_then(|relief| relief.least_bytes),
+            bank_bytes: self.relief.as_ref().map(|relief| relief.needs.bank_bytes),
         }
     }
 
@@ -335,15 +349,66 @@ impl Engine {
         Ok(())
     }
 
-    /// Between two tokens: a bank that sized itself gives memory back when the system runs short of it.
+    /// Between two tokens: a bank that sized itself gives memory back when the system runs short of it, and takes it again later.
     fn relieve(&mut self) -> Result<(), Error> {
         let (Some(relief), Some(bank)) = (&mut self.relief, &mut self.bank) else { return Ok(()) };
-        if let Decision::Shrink { to_bytes, .. } = relief.watch.look(&relief.needs) {
-            relief.needs.bank_bytes = bank.resize(to_bytes)?;
-            relief.shrunk = true;
+        relief.needs.full = bank.is_full();
+        match relief.watch.look(&relief.needs) {
+            Decision::Shrink { to_bytes, .. } => {
+                let bytes = bank.resize(to_bytes)?;
+                relief.needs.bank_bytes = bytes;
+                relief.least_bytes = Some(relief.least_bytes.map_or(bytes, |least| least.min(bytes)));
+            }
+            Decision::Grow { to_bytes } => relief.needs.bank_bytes = bank.resize(to_bytes)?,
+            Decision::Fine | Decision::AtFloor { .. } => {}
         }
         Ok(())
     }
+}
+
+/// How the options want experts to be read.
+fn reader_options(checkpoint: &Checkpoint, options: &EngineOptions) -> Result<experts::read::Options, Error> {
+    if options.stripe && checkpoint.copies().is_empty() {
+        return Err(Error::Option {
+            option: "--stripe",
+            why: "there is only one copy of the experts".into(),
+        });
+    }
+    Ok(experts::read::Options {
+        kind: options.reader_kind,
+        choice: options.reader,
+        depth: options.io_threads as usize,
+        split: options.io_split,
+        stripe: options.stripe,
+        pace: options
+            .pace_mb_per_s
+            .map(|mb| Pace { read_bytes_per_s: u64::from(mb) * 1_000_000, latency: PACED_LATENCY }),
+    })
+}
+
+/// The bank of a plan.
+fn empty_bank(
+    plan: &BankPlan,
+    files: &[PathBuf],
+    reader: Box<dyn Reader>,
+    arena_bytes: &Arc<AtomicU64>,
+    options: &EngineOptions,
+) -> Result<Bank, Error> {
+    let policy = eviction(options, plan)?;
+    let arena = Box::new(HostArena::new(Arc::clone(arena_bytes)));
+    let mut bank = Bank::new(plan.clone(), files, reader, arena, policy)?;
+    bank.set_schedule(Schedule { hits_first: options.hits_first, ordered_reads: options.ordered_reads });
+    Ok(bank)
+}
+
+/// What a load reads into the bank.
+fn read_in_advance(bank: &mut Bank, options: &EngineOptions) -> Result<(), Error> {
+    if options.bank == BankSize::All {
+        bank.preload()?;
+    } else if let Some(oracle) = oracle_of(options)? {
+        bank.preload_some(&oracle.experts())?;
+    }
+    Ok(())
 }
 
 /// The policy that the options name, with pins where they want some.

@@ -29,9 +29,11 @@ pub(crate) struct RunStats {
     pub(crate) planned: Option<Compared>,
     pub(crate) reader: String,
     pub(crate) backend: String,
-    /// What the bank was shrunk to while it worked, where memory ran short.
+    /// The least that the bank was shrunk to while it worked, where memory ran short; and what it had at the end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) shrunk_to_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) bank_bytes: Option<u64>,
 }
 
 /// What the bank did for them.
@@ -62,6 +64,14 @@ impl RunStats {
         self.decode_ns += generation.decode_ns;
         add_times(&mut self.prompt_went, generation.prompt_ns, &generation.prompt);
         add_times(&mut self.decode_went, generation.decode_ns, &generation.decode);
+    }
+
+    /// Takes what describes the engine and its bank as they are now.
+    pub(crate) fn set_engine(&mut self, stats: engine::EngineStats) {
+        self.reader = stats.reader;
+        self.backend = stats.backend;
+        self.shrunk_to_bytes = stats.shrunk_to_bytes;
+        self.bank_bytes = stats.bank_bytes.filter(|_| stats.shrunk_to_bytes.is_some());
     }
 
     /// Takes the bank's counters since the load.
@@ -128,7 +138,10 @@ impl RunStats {
             table.row(["reader", &self.reader]);
         }
         if let Some(bytes) = self.shrunk_to_bytes {
-            table.row(["bank".to_owned(), format!("shrunk to {}: memory ran short", units::bytes(bytes))]);
+            let now = self.bank_bytes.filter(|&now| now > bytes);
+            let now = now.map_or_else(String::new, |now| format!("; grown to {} since", units::bytes(now)));
+            let row = format!("shrunk to {}: memory ran short{now}", units::bytes(bytes));
+            table.row(["bank".to_owned(), row]);
         }
         table.row(["backend", &self.backend]);
         let planned = self.planned.as_ref().map_or_else(String::new, |c| format!("\n{}", c.render()));

@@ -45,7 +45,6 @@ impl Lookahead {
     pub(crate) fn new(loader: &mut Loader<'_>, c: &RouterConfig) -> Result<Self, Error> {
         let mode = loader.options.prefetch;
         let routers = std::mem::take(&mut loader.routers);
-        let needed = if mode == Prefetch::Off { 0 } else { c.n_experts };
         let oracle = match (&loader.options.oracle, mode) {
             (Some(path), Prefetch::Oracle) => Some(Oracle::open(path)?),
             (None, Prefetch::Oracle) => {
@@ -56,7 +55,7 @@ impl Lookahead {
         Ok(Self {
             mode,
             judge: Judge::default(),
-            logits: loader.buffer(needed),
+            logits: loader.buffer(c.n_experts),
             scratch: RouterState::new(c),
             ids: vec![0; c.top_k],
             weights: vec![0.0; c.top_k],
@@ -65,6 +64,11 @@ impl Lookahead {
             oracle,
             routers,
         })
+    }
+
+    /// Guesses in another way from now on, and forgets what was seen and measured; not for oracles, whose trace is read at load.
+    pub(crate) fn set_mode(&mut self, mode: Prefetch) {
+        (self.mode, self.judge, self.seen) = (mode, Judge::default(), false);
     }
 
     /// A step of several tokens asks for more experts than anybody could guess.

@@ -16,7 +16,7 @@ use crate::layers::oracle::Oracle;
 use crate::layers::router::{RouterConfig, RouterState, route, weigh};
 use crate::load::Loader;
 use crate::models::{Rows, Step};
-use crate::options::Routing;
+use crate::options::{Prefetch, Routing};
 use crate::packed;
 use crate::{EngineOptions, Error};
 
@@ -93,6 +93,11 @@ impl MoeState {
             }
             _ => Ok(()),
         }
+    }
+
+    /// As [`Lookahead::set_mode`].
+    pub(crate) fn set_prefetch(&mut self, prefetch: Prefetch) {
+        self.lookahead.set_mode(prefetch);
     }
 
     /// Sorts the pairs by expert, keeping token order inside an expert.

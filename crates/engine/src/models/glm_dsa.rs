@@ -13,7 +13,7 @@ use crate::layers::mla::{Mla, MlaConfig, MlaState};
 use crate::layers::moe::{Moe, MoeConfig, MoeState};
 use crate::layers::router::RouterConfig;
 use crate::load::Loader;
-use crate::options::{AttentionMode, CacheType, Routing};
+use crate::options::{AttentionMode, CacheType, Prefetch, Routing};
 use crate::{EngineOptions, Error, Want};
 
 pub(super) const ARCHITECTURE: Architecture = Architecture { names: &["glm-dsa"], load };
@@ -427,6 +427,10 @@ impl Model for GlmDsa {
 
     fn sequences(&self) -> usize {
         self.caches.len()
+    }
+
+    fn set_prefetch(&mut self, prefetch: Prefetch) {
+        self.state.moe.set_prefetch(prefetch);
     }
 
     fn forward(&mut self, step: &mut Step<'_>) -> Result<(), Error> {

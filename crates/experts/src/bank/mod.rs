@@ -321,6 +321,11 @@ impl Bank {
         Ok(classes.map(|(class, &slots)| class.slot_bytes * u64::from(slots + class.spares)).sum())
     }
 
+    /// Whether every slot holds an expert or is about to.
+    pub fn is_full(&self) -> bool {
+        self.table.is_full()
+    }
+
     /// The bytes of one family of the expert in a ready slot, exactly as they are in the file.
     ///
     /// # Panics

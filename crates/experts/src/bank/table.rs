@@ -479,6 +479,11 @@ impl Table {
         }
     }
 
+    /// Whether no slot in use is empty.
+    pub(crate) fn is_full(&self) -> bool {
+        self.empty.iter().all(Vec::is_empty)
+    }
+
     /// Empties every slot, between two requests.
     pub(crate) fn clear(&mut self) {
         for class in 0..self.empty.len() as u16 {
