@@ -323,7 +323,12 @@ impl Bank {
         // SAFETY: no region. A reader that has pinned pages would go on writing into those that are given back here.
         unsafe { self.reader.register(&[]) };
         let (arena, places) = (&mut self.arena, &self.places);
-        self.table.resize(&slots, |slot| arena.release(places.of(slot)));
+        self.table.resize(&slots, |slot, in_use| match in_use {
+            true => arena.reclaim(places.of(slot)),
+            false => arena.release(places.of(slot)),
+        });
+        // SAFETY: as in `Bank::new`; what is released later is so after the call above.
+        unsafe { self.reader.register(&self.arena.regions()) };
         let classes = self.table.plan.classes().iter().zip(&slots);
         Ok(classes.map(|(class, &slots)| class.slot_bytes * u64::from(slots + class.spares)).sum())
     }
