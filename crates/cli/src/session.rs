@@ -94,6 +94,9 @@ pub(crate) fn load_with(
         }
     };
     let mut engine = Engine::load(&model.checkpoint, options)?;
+    if !quiet && engine.reader_was_measured() {
+        ui::note(format!("reader: {}", engine.reader()));
+    }
     if let Some(path) = &engine.options().trace {
         Identity::of_run(model, &engine).write(path)?;
     }

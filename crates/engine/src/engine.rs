@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use experts::read::probe;
 use experts::{Bank, BankPlan, BankSize, Counters, Policy, Reader, Schedule, Trace, policy};
 use files::Checkpoint;
 use text::{ChatTemplate, Tokenizer};
@@ -12,10 +13,10 @@ use crate::backend::cpu::{CpuBackend, HostArena};
 use crate::backend::{Backend, PartTimes};
 use crate::layers::moe::oracle_of;
 use crate::load::Loader;
-use crate::memory::{Decision, Needs, Watch};
+use crate::memory::{Decision, Memory, Needs, Watch};
 use crate::models::{self, Model, ModelInfo, Step};
 use crate::plan::reserve_bytes;
-use crate::{Dump, EngineOptions, Error, MemoryPlan, Sequence};
+use crate::{Dump, EngineOptions, Error, MemoryPlan, ReaderChoice, ReaderKind, Sequence};
 
 /// Which positions' logits a forward pass delivers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +57,8 @@ pub struct Engine {
     dump: Option<Dump>,
     host_bytes: u64,
     arena_bytes: Arc<AtomicU64>,
+    /// Why this reader, where that was measured.
+    reader_why: Option<String>,
     /// Only where the bank has sized itself.
     relief: Option<Relief>,
 }
@@ -81,16 +84,28 @@ impl Engine {
                 why: "there is only one copy of the experts".into(),
             });
         }
-        let reader = experts::read::Options {
+        let mut reader = experts::read::Options {
             kind: options.reader_kind,
             choice: options.reader,
             depth: options.io_threads as usize,
             split: options.io_split,
             stripe: options.stripe,
         };
-        Self::load_with_reader(checkpoint, options, |files| {
+        let mut why = None;
+        let open = |files: &[PathBuf], plan: &BankPlan| {
+            // What is read once is not worth a measurement.
+            let automatic = (reader.kind, reader.choice) == (ReaderKind::Auto, ReaderChoice::Auto);
+            if automatic && !plan.is_resident() {
+                let stretches = probe::stretches(checkpoint.experts());
+                if let Some(found) = probe::probe_reader(files, &stretches, plan.read_bytes_max()) {
+                    (reader.kind, reader.choice, why) = (found.kind, found.choice, Some(found.why));
+                }
+            }
             Ok(experts::read::open(files, checkpoint.copies(), &reader)?)
-        })
+        };
+        let mut engine = Self::load_with(checkpoint, options, open)?;
+        engine.reader_why = why;
+        Ok(engine)
     }
 
     /// As [`Engine::load`] with another source of expert bytes (tests inject delays and faults here).
@@ -98,6 +113,14 @@ impl Engine {
         checkpoint: &Checkpoint,
         options: EngineOptions,
         make_reader: impl FnOnce(&[PathBuf]) -> Result<Box<dyn Reader>, Error>,
+    ) -> Result<Self, Error> {
+        Self::load_with(checkpoint, options, |files, _| make_reader(files))
+    }
+
+    fn load_with(
+        checkpoint: &Checkpoint,
+        options: EngineOptions,
+        make_reader: impl FnOnce(&[PathBuf], &BankPlan) -> Result<Box<dyn Reader>, Error>,
     ) -> Result<Self, Error> {
         let plan = MemoryPlan::new(checkpoint, &options)?;
         let mut backend: Box<dyn Backend> =
@@ -110,7 +133,7 @@ impl Engine {
             None => None,
             Some(bank_plan) => {
                 backend.packing_scratch(bank_plan.packed_bytes_max() as usize);
-                let reader = make_reader(checkpoint.files())?;
+                let reader = make_reader(checkpoint.files(), bank_plan)?;
                 let policy = eviction(&options, bank_plan)?;
                 let arena = Box::new(HostArena::new(Arc::clone(&arena_bytes)));
                 let mut bank = Bank::new(bank_plan.clone(), checkpoint.files(), reader, arena, policy)?;
@@ -153,6 +176,7 @@ impl Engine {
             dump: None,
             host_bytes,
             arena_bytes,
+            reader_why: None,
             relief,
         })
     }
@@ -187,7 +211,7 @@ impl Engine {
         EngineStats {
             bank: self.bank.as_ref().map(|bank| bank.stats().clone()),
             backend: self.backend.describe(),
-            reader: self.bank.as_ref().map_or_else(|| "none".to_owned(), Bank::describe_reader),
+            reader: self.reader(),
             allocated_bytes: self.backend.allocated_bytes()
                 + self.arena_bytes.load(Ordering::Relaxed)
                 + self.host_bytes,
@@ -197,6 +221,20 @@ impl Engine {
                 .filter(|relief| relief.shrunk)
                 .map(|relief| relief.needs.bank_bytes),
         }
+    }
+
+    /// What reads the experts and how, for people, with the measurement behind it where there was one.
+    pub fn reader(&self) -> String {
+        let reader = self.bank.as_ref().map_or_else(|| "none".to_owned(), Bank::describe_reader);
+        match &self.reader_why {
+            Some(why) => format!("{reader} ({why})"),
+            None => reader,
+        }
+    }
+
+    /// Whether the reader was chosen by a measurement at load.
+    pub fn reader_was_measured(&self) -> bool {
+        self.reader_why.is_some()
     }
 
     /// Shrinks or grows the bank to about `bytes` and says how many its slots take now; see [`Bank::resize`]. Nothing that is

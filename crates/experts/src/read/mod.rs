@@ -30,7 +30,7 @@ use crate::{ALIGNMENT, Result};
 /// What reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ReaderKind {
-    /// The pool, as long as nothing has been measured to beat it; [`Reader::describe`] says what it is.
+    /// The pool; whoever opens a reader for many reads asks [`probe::probe_reader`] first. [`Reader::describe`] says what it is.
     #[default]
     Auto,
     /// A pool of threads; everywhere.
