@@ -127,7 +127,11 @@ impl Engine {
             Box::new(CpuBackend::new(options.threads(), options.threads_batch())?);
         let mut loader = Loader::wet(checkpoint, &options, backend.as_mut());
         let model = (models::find(checkpoint)?.load)(&mut loader)?;
-        let host_bytes = loader.host_bytes();
+        let (host_bytes, weight_bytes) = (loader.host_bytes(), loader.ledger().weights);
+        if options.mlock && worth_locking(weight_bytes, &Memory::now()) {
+            // Refused beyond a limit that most users have and nobody has to raise; then the system decides, as without.
+            backend.lock_weights();
+        }
         let arena_bytes = Arc::new(AtomicU64::new(0));
         let bank = match &plan.bank {
             None => None,
@@ -376,6 +380,13 @@ impl Engine {
     }
 }
 
+/// Weights are read for every token, so the system should rather swap out anything else. Without swap space they stay anyway; and weights
+/// that take most of the memory there is leave others none when they are locked.
+fn worth_locking(weight_bytes: u64, memory: &Memory) -> bool {
+    let limit = memory.group.as_ref().map_or(u64::MAX, |group| group.limit_bytes).min(memory.total_bytes);
+    memory.swap_total_bytes > 0 && weight_bytes <= limit / 4 * 3
+}
+
 /// The policy that the options name, with pins where they want some.
 fn eviction(options: &EngineOptions, plan: &BankPlan) -> Result<Box<dyn Policy>, Error> {
     let named = policy::by_name(&options.policy, plan).ok_or_else(|| Error::Option {
@@ -405,4 +416,27 @@ fn load_text(
     let template =
         tokenizer.chat_template().map(|source| ChatTemplate::new(source, &bos, &eos)).transpose()?;
     Ok((Some(Arc::new(tokenizer)), template))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::Group;
+
+    #[test]
+    fn weights_are_locked_where_they_could_be_swapped_out_and_leave_room() {
+        let group = |limit_bytes| Group { version: 2, path: "/g".into(), limit_bytes, used_bytes: 0 };
+        let memory = |swap_total_bytes, group| Memory {
+            total_bytes: 1000,
+            available_bytes: 900,
+            group,
+            swap_total_bytes,
+            swap_free_bytes: 0,
+        };
+        assert!(worth_locking(750, &memory(1, None)));
+        assert!(!worth_locking(751, &memory(1, None)));
+        assert!(!worth_locking(10, &memory(0, None)), "nothing to swap to");
+        assert!(worth_locking(300, &memory(1, Some(group(400)))));
+        assert!(!worth_locking(301, &memory(1, Some(group(400)))));
+    }
 }

@@ -156,6 +156,8 @@ pub struct EngineOptions {
     pub stripe: bool,
     /// Memory that may be used in all; `None` = what the system reports as available.
     pub memory_bytes: Option<u64>,
+    /// Keep the dense weights out of the swap space, where there is one and the system allows it.
+    pub mlock: bool,
 }
 
 fn as_debug<T: std::fmt::Debug, S: serde::Serializer>(value: &T, s: S) -> Result<S::Ok, S::Error> {
@@ -200,6 +202,7 @@ impl Default for EngineOptions {
             io_split: None,
             stripe: false,
             memory_bytes: None,
+            mlock: true,
         }
     }
 }
