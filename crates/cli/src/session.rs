@@ -64,7 +64,7 @@ pub(crate) struct Session {
     pub(crate) engine: Engine,
     dump: Option<PathBuf>,
     /// What loading itself read (preloading); a report of the run leaves it out.
-    pub(crate) at_load: experts::Counters,
+    at_load: experts::Stats,
 }
 
 /// Checks what the arguments want checked, plans, shows the plan, loads.
@@ -96,6 +96,9 @@ pub(crate) fn load_with(
         }
     };
     let mut engine = Engine::load(&model.checkpoint, options)?;
+    if !quiet && engine.reader_was_measured() {
+        ui::note(format!("reader: {}", engine.reader()));
+    }
     if let Some(path) = &engine.options().trace {
         Identity::of_run(model, &engine).write(path)?;
     }
@@ -104,8 +107,8 @@ pub(crate) fn load_with(
     Ok(Session { engine, dump: dump_path.map(Path::to_owned), at_load })
 }
 
-fn counted(engine: &Engine) -> experts::Counters {
-    engine.bank_stats().map(experts::Stats::total).unwrap_or_default()
+fn counted(engine: &Engine) -> experts::Stats {
+    engine.bank_stats().cloned().unwrap_or_default()
 }
 
 impl Session {
@@ -118,13 +121,16 @@ impl Session {
 
     /// What the bank did since the load.
     pub(crate) fn counters(&self) -> Option<experts::Counters> {
-        self.engine.bank_stats().map(|stats| {
-            let mut counters = stats.total();
-            counters.bytes_read -= self.at_load.bytes_read;
-            counters.reads -= self.at_load.reads;
-            counters.stall_ns -= self.at_load.stall_ns;
-            counters
-        })
+        self.engine.bank_stats().map(|stats| stats.total().since(&self.at_load.total()))
+    }
+
+    /// The same, layer by layer; none where the routed experts are left out.
+    pub(crate) fn layers(&self) -> Vec<experts::stats::LayerCounters> {
+        let mut layers = self.engine.bank_stats().map(|stats| stats.layers.clone()).unwrap_or_default();
+        for (layer, before) in layers.iter_mut().zip(&self.at_load.layers) {
+            layer.counters = layer.counters.since(&before.counters);
+        }
+        layers
     }
 
     /// Says what reading met that did not stop it, once.

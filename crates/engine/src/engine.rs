@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use experts::read::paced::Pace;
+use experts::read::probe::{self, Selected};
 use experts::{Bank, BankPlan, BankSize, Counters, Policy, Reader, Schedule, Trace, policy};
 use files::Checkpoint;
 use text::{ChatTemplate, Tokenizer};
@@ -14,10 +15,10 @@ use crate::backend::cpu::{CpuBackend, HostArena};
 use crate::backend::{Backend, PartTimes};
 use crate::layers::moe::oracle_of;
 use crate::load::Loader;
-use crate::memory::{Decision, Needs, Watch};
+use crate::memory::{Decision, Memory, Needs, Watch};
 use crate::models::{self, Model, ModelInfo, Step};
 use crate::plan::reserve_bytes;
-use crate::{Dump, EngineOptions, Error, MemoryPlan, Sequence};
+use crate::{Dump, EngineOptions, Error, MemoryPlan, ReaderChoice, ReaderKind, Sequence};
 
 /// What a read waits for its first byte at a drive with a given pace: an SSD's.
 const PACED_LATENCY: Duration = Duration::from_micros(100);
@@ -63,6 +64,8 @@ pub struct Engine {
     dump: Option<Dump>,
     host_bytes: u64,
     arena_bytes: Arc<AtomicU64>,
+    /// What was found to read the experts fastest, where that was measured.
+    measured_reader: Option<Selected>,
     /// Only where the bank has sized itself.
     relief: Option<Relief>,
 }
@@ -98,10 +101,16 @@ impl Engine {
 
     /// Loads the dense weights, opens the experts and, with `BankSize::All`, reads them.
     pub fn load(checkpoint: &Checkpoint, options: EngineOptions) -> Result<Self, Error> {
-        let reader = reader_options(checkpoint, &options)?;
-        Self::load_with_reader(checkpoint, options, |files| {
+        reader_options(checkpoint, &options, None)?; // what is wrong with the options is said before anything is read
+        let (mut measured, options_of_reader) = (None, options.clone());
+        let open = |files: &[PathBuf], plan: &BankPlan| {
+            measured = measure_reader(checkpoint, &options_of_reader, plan);
+            let reader = reader_options(checkpoint, &options_of_reader, measured.as_ref())?;
             Ok(experts::read::open(files, checkpoint.copies(), &reader)?)
-        })
+        };
+        let mut engine = Self::load_with(checkpoint, options, open)?;
+        engine.measured_reader = measured;
+        Ok(engine)
     }
 
     /// As [`Engine::load`] with another source of expert bytes (tests inject delays and faults here).
@@ -110,18 +119,30 @@ impl Engine {
         options: EngineOptions,
         make_reader: impl FnOnce(&[PathBuf]) -> Result<Box<dyn Reader>, Error>,
     ) -> Result<Self, Error> {
+        Self::load_with(checkpoint, options, |files, _| make_reader(files))
+    }
+
+    fn load_with(
+        checkpoint: &Checkpoint,
+        options: EngineOptions,
+        make_reader: impl FnOnce(&[PathBuf], &BankPlan) -> Result<Box<dyn Reader>, Error>,
+    ) -> Result<Self, Error> {
         let plan = MemoryPlan::new(checkpoint, &options)?;
         let mut backend: Box<dyn Backend> =
             Box::new(CpuBackend::new(options.threads(), options.threads_batch())?);
         let mut loader = Loader::wet(checkpoint, &options, backend.as_mut());
         let model = (models::find(checkpoint)?.load)(&mut loader)?;
-        let host_bytes = loader.host_bytes();
+        let (host_bytes, weight_bytes) = (loader.host_bytes(), loader.ledger().weights);
+        if options.mlock && worth_locking(weight_bytes, &Memory::now()) {
+            // Refused beyond a limit that most users have and nobody has to raise; then the system decides, as without.
+            backend.lock_weights();
+        }
         let arena_bytes = Arc::new(AtomicU64::new(0));
         let bank = match &plan.bank {
             None => None,
             Some(bank_plan) => {
                 backend.packing_scratch(bank_plan.packed_bytes_max() as usize);
-                let reader = make_reader(checkpoint.files())?;
+                let reader = make_reader(checkpoint.files(), bank_plan)?;
                 let mut bank = empty_bank(bank_plan, checkpoint.files(), reader, &arena_bytes, &options)?;
                 if let Some(path) = &options.trace {
                     bank.set_trace(Trace::create(path)?);
@@ -146,6 +167,7 @@ impl Engine {
             dump: None,
             host_bytes,
             arena_bytes,
+            measured_reader: None,
         })
     }
 
@@ -167,7 +189,11 @@ impl Engine {
         self.arena_bytes = Arc::new(AtomicU64::new(0));
         if let Some(bank_plan) = &plan.bank {
             self.backend.packing_scratch(bank_plan.packed_bytes_max() as usize);
-            let reader = reader_options(checkpoint, &options)?;
+            // What was measured at load holds: both sides of a comparison shall read alike.
+            if self.measured_reader.is_none() {
+                self.measured_reader = measure_reader(checkpoint, &options, bank_plan);
+            }
+            let reader = reader_options(checkpoint, &options, self.measured_reader.as_ref())?;
             let reader = experts::read::open(checkpoint.files(), checkpoint.copies(), &reader)?;
             let mut bank = empty_bank(bank_plan, checkpoint.files(), reader, &self.arena_bytes, &options)?;
             if let Some(trace) = trace {
@@ -212,13 +238,27 @@ impl Engine {
         EngineStats {
             bank: self.bank.as_ref().map(|bank| bank.stats().clone()),
             backend: self.backend.describe(),
-            reader: self.bank.as_ref().map_or_else(|| "none".to_owned(), Bank::describe_reader),
+            reader: self.reader(),
             allocated_bytes: self.backend.allocated_bytes()
                 + self.arena_bytes.load(Ordering::Relaxed)
                 + self.host_bytes,
             shrunk_to_bytes: self.relief.as_ref().and_then(|relief| relief.least_bytes),
             bank_bytes: self.relief.as_ref().map(|relief| relief.needs.bank_bytes),
         }
+    }
+
+    /// What reads the experts and how, for people, with the measurement behind it where there was one.
+    pub fn reader(&self) -> String {
+        let reader = self.bank.as_ref().map_or_else(|| "none".to_owned(), Bank::describe_reader);
+        match &self.measured_reader {
+            Some(found) if wants_measuring(&self.options) => format!("{reader} ({})", found.why),
+            _ => reader,
+        }
+    }
+
+    /// Whether the reader was chosen by a measurement at load.
+    pub fn reader_was_measured(&self) -> bool {
+        self.measured_reader.is_some()
     }
 
     /// Shrinks or grows the bank to about `bytes` and says how many its slots take now; see [`Bank::resize`]. Nothing that is
@@ -366,17 +406,38 @@ impl Engine {
     }
 }
 
+fn wants_measuring(options: &EngineOptions) -> bool {
+    (options.reader_kind, options.reader) == (ReaderKind::Auto, ReaderChoice::Auto)
+}
+
+/// What reads the experts fastest; `None` where that was not asked or nothing could be measured. What is read once is not worth it.
+fn measure_reader(checkpoint: &Checkpoint, options: &EngineOptions, plan: &BankPlan) -> Option<Selected> {
+    if !wants_measuring(options) || plan.is_resident() {
+        return None;
+    }
+    let stretches = probe::stretches(checkpoint.experts());
+    probe::probe_reader(checkpoint.files(), &stretches, plan.read_bytes_max())
+}
+
 /// How the options want experts to be read.
-fn reader_options(checkpoint: &Checkpoint, options: &EngineOptions) -> Result<experts::read::Options, Error> {
+fn reader_options(
+    checkpoint: &Checkpoint,
+    options: &EngineOptions,
+    measured: Option<&Selected>,
+) -> Result<experts::read::Options, Error> {
     if options.stripe && checkpoint.copies().is_empty() {
         return Err(Error::Option {
             option: "--stripe",
             why: "there is only one copy of the experts".into(),
         });
     }
+    let (kind, choice) = match measured {
+        Some(found) if wants_measuring(options) => (found.kind, found.choice),
+        _ => (options.reader_kind, options.reader),
+    };
     Ok(experts::read::Options {
-        kind: options.reader_kind,
-        choice: options.reader,
+        kind,
+        choice,
         depth: options.io_threads as usize,
         split: options.io_split,
         stripe: options.stripe,
@@ -411,6 +472,13 @@ fn read_in_advance(bank: &mut Bank, options: &EngineOptions) -> Result<(), Error
     Ok(())
 }
 
+/// Weights are read for every token, so the system should rather swap out anything else. Without swap space they stay anyway; and weights
+/// that take most of the memory there is leave others none when they are locked.
+fn worth_locking(weight_bytes: u64, memory: &Memory) -> bool {
+    let limit = memory.group.as_ref().map_or(u64::MAX, |group| group.limit_bytes).min(memory.total_bytes);
+    memory.swap_total_bytes > 0 && weight_bytes <= limit / 4 * 3
+}
+
 /// The policy that the options name, with pins where they want some.
 fn eviction(options: &EngineOptions, plan: &BankPlan) -> Result<Box<dyn Policy>, Error> {
     let named = policy::by_name(&options.policy, plan).ok_or_else(|| Error::Option {
@@ -440,4 +508,27 @@ fn load_text(
     let template =
         tokenizer.chat_template().map(|source| ChatTemplate::new(source, &bos, &eos)).transpose()?;
     Ok((Some(Arc::new(tokenizer)), template))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::Group;
+
+    #[test]
+    fn weights_are_locked_where_they_could_be_swapped_out_and_leave_room() {
+        let group = |limit_bytes| Group { version: 2, path: "/g".into(), limit_bytes, used_bytes: 0 };
+        let memory = |swap_total_bytes, group| Memory {
+            total_bytes: 1000,
+            available_bytes: 900,
+            group,
+            swap_total_bytes,
+            swap_free_bytes: 0,
+        };
+        assert!(worth_locking(750, &memory(1, None)));
+        assert!(!worth_locking(751, &memory(1, None)));
+        assert!(!worth_locking(10, &memory(0, None)), "nothing to swap to");
+        assert!(worth_locking(300, &memory(1, Some(group(400)))));
+        assert!(!worth_locking(301, &memory(1, Some(group(400)))));
+    }
 }

@@ -158,6 +158,8 @@ pub struct EngineOptions {
     pub pace_mb_per_s: Option<u32>,
     /// Memory that may be used in all; `None` = what the system reports as available.
     pub memory_bytes: Option<u64>,
+    /// Keep the dense weights out of the swap space, where there is one and the system allows it.
+    pub mlock: bool,
 }
 
 fn as_debug<T: std::fmt::Debug, S: serde::Serializer>(value: &T, s: S) -> Result<S::Ok, S::Error> {
@@ -203,6 +205,7 @@ impl Default for EngineOptions {
             stripe: false,
             pace_mb_per_s: None,
             memory_bytes: None,
+            mlock: true,
         }
     }
 }

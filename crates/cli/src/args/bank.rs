@@ -20,6 +20,10 @@ pub(crate) struct BankArgs {
     /// Memory that may be used in all (24GiB) [default: what the system and the control group leave]
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     ram: Option<u64>,
+    /// Leave it to the system whether dense weights are swapped out, where it has swap space; else they are locked in memory as far
+    /// as `ulimit -l` allows
+    #[arg(long)]
+    no_mlock: bool,
     /// Prompt tokens that pass through a layer together: its experts are read once for all of them
     #[arg(short, long, value_name = "N", default_value_t = EngineOptions::default().batch, value_parser = positive(), alias = "batch-size")]
     batch: u32,
@@ -172,6 +176,7 @@ impl BankArgs {
             pin: self.pin.clone(),
             trace: self.trace.clone(),
             memory_bytes: self.ram,
+            mlock: !self.no_mlock,
             reader_kind: self.reader.0,
             reader: self.reader.1,
             io_split: self.io_split,

@@ -77,6 +77,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let (text, emitted) = printed?;
     stats.add(&generation, emitted);
     stats.set_experts(session.counters());
+    if args.stats {
+        stats.set_layers(&session.layers());
+    }
     stats.planned = expected.and_then(|expected| {
         let decoded = session.engine.bank_stats().map(|_| generation.decode.experts);
         let (passes, ns) = (generation.decode_passes as u64, generation.decode_ns);

@@ -224,6 +224,30 @@ fn speed_prints_a_table() {
     assert!(done.stdout.contains("m.gguf · cpu"), "{}", done.stdout);
 }
 
+/// What a round went into, reads that are waited for included, is all of its time; the drive's time lies inside it.
+#[test]
+fn speed_accounts_for_all_of_the_time() {
+    let place = Place::new();
+    silent().write(&place.path("m.gguf"));
+    let args = "bench speed m.gguf --prompt 0 --gen 8 --rounds 1 --bank 3 -q --parts";
+    let table = place.run(args).expect(0).stdout;
+    assert!(table.contains("I/O wall/token") && table.contains("waiting for reads"), "{table}");
+    let row = table.lines().find(|line| line.trim_start().starts_with("decode 8  ")).expect("a row");
+    let rate: f64 = row.split_whitespace().nth(2).expect("a rate").parse().expect("a number");
+    let line = table.lines().find(|line| line.contains("decode 8:")).expect("parts");
+    let ms = line.split('(').skip(1).map(|part| part.split_once(" ms)").expect("milliseconds").0);
+    let parts: Vec<f64> = ms.map(|ms| ms.parse().expect("a number")).collect();
+    // Each is rounded to a hundredth.
+    let (whole, sum) = (1e3 / rate, parts.iter().sum::<f64>());
+    assert!((whole - sum).abs() < 0.005 * (parts.len() + 1) as f64 + whole * 1e-3, "{whole} {sum}\n{table}");
+    let json = place.run(&format!("{args} --json")).expect(0).json();
+    let round = &json["tests"][0]["rounds"][0];
+    let ns = |key: &str| round[key].as_u64().unwrap_or_else(|| panic!("no {key} in {round}"));
+    assert!(ns("io_wall_ns") > 0 && ns("io_wall_ns") <= ns("wall_ns"), "{round}");
+    assert!(ns("stall_ns") <= ns("wall_ns"), "{round}");
+    assert!(json["tests"][0]["io_wall_ms_per_token"]["median"].as_f64() > Some(0.0), "{json}");
+}
+
 #[test]
 fn speed_refuses_what_it_cannot_run() {
     let place = Place::new();

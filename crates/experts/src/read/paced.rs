@@ -12,10 +12,10 @@
 //! It is the drive of [`crate::simulate::time`]. Nothing is allocated per read.
 
 use std::collections::VecDeque;
+use std::ptr::NonNull;
 use std::time::{Duration, Instant};
 
-use super::{Completion, Priority, Read, Reader, Ticket};
-use std::ptr::NonNull;
+use super::{Completion, Interval, Priority, Read, Reader, Ticket};
 
 /// The slower drive.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -39,12 +39,12 @@ pub struct PacedReader {
     pace: Pace,
     demand: VecDeque<Job>,
     speculative: VecDeque<Job>,
-    /// What the modelled drive is at, and until when.
-    serving: Option<(Ticket, Instant)>,
+    /// What the modelled drive is at, since when and until when.
+    serving: Option<(Ticket, Interval)>,
     /// Since when it has had nothing to do.
     free: Instant,
-    /// Over in the model.
-    served: Vec<Ticket>,
+    /// Over in the model, where it was begun there.
+    served: Vec<(Ticket, Option<Interval>)>,
     /// Over in reality.
     landed: Vec<Completion>,
     outstanding: usize,
@@ -77,28 +77,31 @@ impl PacedReader {
     /// was there when it began.
     fn advance(&mut self, now: Instant) {
         loop {
-            if let Some((ticket, until)) = self.serving {
-                if until > now {
+            if let Some((ticket, at_drive)) = self.serving {
+                if at_drive.to > now {
                     return;
                 }
-                self.served.push(ticket);
-                self.free = until;
+                self.served.push((ticket, Some(at_drive)));
+                self.free = at_drive.to;
                 self.serving = None;
             }
             let Some(job) = self.demand.pop_front().or_else(|| self.speculative.pop_front()) else { return };
             let first_byte = self.free.max(job.submitted + self.pace.latency);
             let busy_ns = u128::from(job.len) * 1_000_000_000 / u128::from(self.pace.read_bytes_per_s);
-            self.serving = Some((job.ticket, first_byte + Duration::from_nanos(busy_ns as u64)));
+            let from = self.free.max(job.submitted);
+            let to = first_byte + Duration::from_nanos(busy_ns as u64);
+            self.serving = Some((job.ticket, Interval { from, to }));
         }
     }
 
     /// A completion that is due in both worlds.
     fn due(&mut self) -> Option<Completion> {
-        let at = self.landed.iter().position(|completion| self.served.contains(&completion.ticket))?;
-        let completion = self.landed.swap_remove(at);
-        self.served.retain(|&ticket| ticket != completion.ticket);
+        let landed = |ticket| self.landed.iter().position(|completion| completion.ticket == ticket);
+        let (served, at) =
+            self.served.iter().enumerate().find_map(|(i, &(ticket, _))| Some((i, landed(ticket)?)))?;
+        let (completion, (_, at_drive)) = (self.landed.swap_remove(at), self.served.swap_remove(served));
         self.outstanding -= 1;
-        Some(completion)
+        Some(Completion { at_drive: at_drive.unwrap_or(completion.at_drive), ..completion })
     }
 
     /// Drops a read from the modelled queues; false when the drive has begun with it.
@@ -153,7 +156,7 @@ unsafe impl Reader for PacedReader {
             return true;
         }
         // The real drive is at it: it will complete, and costs the modelled one nothing.
-        self.served.push(ticket);
+        self.served.push((ticket, None));
         false
     }
 
@@ -175,7 +178,7 @@ unsafe impl Reader for PacedReader {
                 return None;
             }
             // Whichever world is behind decides what is waited for.
-            let next = [deadline, self.serving.map(|(_, until)| until)].into_iter().flatten().min();
+            let next = [deadline, self.serving.map(|(_, at_drive)| at_drive.to)].into_iter().flatten().min();
             let left = next.map(|at| at.saturating_duration_since(now));
             if self.served.is_empty() {
                 std::thread::sleep(left.unwrap_or(Duration::from_millis(1)));

@@ -134,6 +134,10 @@ pub(super) struct Test {
     cpu_s_per_token: Option<Spread>,
     bytes_read_per_token: Spread,
     stall_ms_per_token: Spread,
+    /// Time for which the drive worked for calls that waited for it; what is above the stall was hidden behind computing.
+    io_wall_ms_per_token: Spread,
+    /// The same for reads ahead of demand.
+    ahead_io_wall_ms_per_token: Spread,
     /// Milliseconds by kind of operation, all rounds together.
     #[serde(skip_serializing_if = "Option::is_none")]
     parts_ms_per_token: Option<BTreeMap<&'static str, f64>>,
@@ -152,6 +156,9 @@ pub(super) struct Round {
     bytes_read: u64,
     /// Time for which nothing could be computed because reads were outstanding.
     stall_ns: u64,
+    /// Time for which reads that calls waited for were at the drive, and reads ahead of demand.
+    io_wall_ns: u64,
+    ahead_io_wall_ns: u64,
     hits: u64,
     misses: u64,
     /// Experts that went to slots never used before: a cold bank is still filling.
@@ -402,6 +409,8 @@ impl Bench<'_> {
             tokens_per_s: per_second(n as f64, took.wall_ns),
             bytes_read: delta(|c| c.bytes_read),
             stall_ns: delta(|c| c.stall_ns),
+            io_wall_ns: delta(|c| c.io_wall_ns),
+            ahead_io_wall_ns: delta(|c| c.ahead_io_wall_ns),
             hits: delta(|c| c.hits),
             misses: delta(|c| c.misses),
             cold: delta(|c| c.cold),
@@ -435,6 +444,8 @@ pub(super) fn summary(kind: Kind, tokens: usize, rounds: Vec<Round>, likeliest: 
         cpu_s_per_token: cpu.and_then(Spread::of),
         bytes_read_per_token: spread(&|r| r.bytes_read as f64 / n),
         stall_ms_per_token: spread(&|r| r.stall_ns as f64 / 1e6 / n),
+        io_wall_ms_per_token: spread(&|r| r.io_wall_ns as f64 / 1e6 / n),
+        ahead_io_wall_ms_per_token: spread(&|r| r.ahead_io_wall_ns as f64 / 1e6 / n),
         parts_ms_per_token: Some(parts).filter(|parts| parts.values().any(|&ms| ms > 0.0)),
         rounds,
         likeliest,
@@ -466,6 +477,7 @@ pub(super) fn records(outcome: &Outcome) -> Vec<Record> {
         put("hit_rate", if used == 0 { serde_json::Value::Null } else { number(hits as f64 / used as f64) });
         put("gb_per_token", number(test.bytes_read_per_token.median / 1e9));
         put("stall_ms_per_token", number(test.stall_ms_per_token.median));
+        put("io_wall_ms_per_token", number(test.io_wall_ms_per_token.median));
         let cpu = test.cpu_s_per_token.map(|cpu| number(cpu.median));
         put("cpu_s_per_token", cpu.unwrap_or(serde_json::Value::Null));
         record
@@ -474,9 +486,9 @@ pub(super) fn records(outcome: &Outcome) -> Vec<Record> {
 }
 
 fn table(outcome: &Outcome) -> String {
-    let mut table =
-        Table::new(&[Align::Left, Align::Right, Align::Right, Align::Right, Align::Right, Align::Right]);
-    table.row(["", "tokens/s", "min – max", "CPU s/token", "read/token", "stall/token"]);
+    const RIGHT: Align = Align::Right;
+    let mut table = Table::new(&[Align::Left, RIGHT, RIGHT, RIGHT, RIGHT, RIGHT, RIGHT]);
+    table.row(["", "tokens/s", "min – max", "CPU s/token", "read/token", "I/O wall/token", "stall/token"]);
     for (label, test) in against::labelled(outcome) {
         let speed = test.tokens_per_s;
         table.row([
@@ -485,6 +497,7 @@ fn table(outcome: &Outcome) -> String {
             format!("{:.2} – {:.2}", speed.min, speed.max),
             test.cpu_s_per_token.map_or_else(|| "–".into(), |cpu| format!("{:.4}", cpu.median)),
             units::bytes(test.bytes_read_per_token.median as u64),
+            format!("{:.2} ms", test.io_wall_ms_per_token.median),
             format!("{:.2} ms", test.stall_ms_per_token.median),
         ]);
     }
@@ -494,12 +507,15 @@ fn table(outcome: &Outcome) -> String {
     format!("{table}\n{ratios}{parts}{} · {} · reader {}", outcome.model, outcome.backend, outcome.reader)
 }
 
-/// Where the time of a test went, the largest part first; what is not in any part comes last.
+/// Where the time of a test went, the largest part first; what is not in any part comes last. Together they are all of it.
 fn part_line(label: &str, test: &Test) -> Option<String> {
     let mut parts: Vec<_> = test.parts_ms_per_token.as_ref()?.iter().map(|(name, ms)| (*name, *ms)).collect();
+    let stalled: u64 = test.rounds.iter().map(|round| round.stall_ns).sum();
+    let per_token = test.tokens as f64 * test.rounds.len() as f64;
+    parts.push(("waiting for reads", stalled as f64 / 1e6 / per_token));
     parts.sort_by(|a, b| b.1.total_cmp(&a.1));
     let took: u64 = test.rounds.iter().map(|round| round.took.wall_ns).sum();
-    let whole = took as f64 / 1e6 / test.tokens as f64 / test.rounds.len() as f64;
+    let whole = took as f64 / 1e6 / per_token;
     let known: f64 = parts.iter().map(|part| part.1).sum();
     parts.retain(|part| part.1 > 0.0);
     parts.push(("other", (whole - known).max(0.0)));

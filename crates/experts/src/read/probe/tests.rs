@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::read::sim::{Clock, Fault, FaultAt, Options as SimOptions, SimReader, Source};
-use crate::read::{Completion, ReadFailure};
+use crate::read::{Completion, Interval, ReadFailure};
 
 const FILE_BYTES: u64 = 8 << 20;
 
@@ -115,7 +115,8 @@ unsafe impl Reader for Cached {
     fn wait_any(&mut self, timeout: Option<Duration>) -> Option<Completion> {
         let Some(ticket) = self.ready.pop() else { return self.inner.wait_any(timeout) };
         std::thread::sleep(Duration::from_micros(50));
-        Some(Completion { ticket, result: Ok::<(), ReadFailure>(()) })
+        let at_drive = Interval::since(Instant::now());
+        Some(Completion { ticket, at_drive, result: Ok::<(), ReadFailure>(()) })
     }
     fn capacity(&self) -> usize {
         self.inner.capacity()
