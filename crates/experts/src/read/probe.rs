@@ -490,8 +490,9 @@ fn alternate(
             // What is left for all the turns to come, less what is in flight when time is up.
             let turns_left = 2 * (TURNS - turn) - u32::from(side != turn as usize % 2);
             let share = end.saturating_duration_since(Instant::now()) / turns_left;
-            pair[side] =
-                probe.measure(read_bytes, CHOICE_DEPTH, share * 3 / 4)?.cell().map(|cell| cell.gb_per_s());
+            // A turn that came too late for more than a read or two, because those before it took all the time, is no measurement.
+            let cell = probe.measure(read_bytes, CHOICE_DEPTH, share * 3 / 4)?.cell();
+            pair[side] = cell.filter(|cell| cell.reads >= READS_MIN).map(|cell| cell.gb_per_s());
             if let Some(cache) = cache {
                 probe
                     .take_touched()
@@ -518,8 +519,11 @@ fn decide(rates: &[[Option<f64>; 2]]) -> Choice {
             (ReaderChoice::Direct, "buffered is not faster by enough to pay for its memory")
         }
         (Some(_), Some(_)) => (ReaderChoice::Direct, "direct is faster here"),
-        (_, None) => (ReaderChoice::Direct, "the page cache holds the files, so buffered was not measured"),
-        (None, _) => (ReaderChoice::Direct, "the files are too small to measure"),
+        (Some(_), None) => (
+            ReaderChoice::Direct,
+            "buffered could not be measured: the page cache holds the files, or time ran out",
+        ),
+        (None, _) => (ReaderChoice::Direct, "too few reads in the time to compare"),
     };
     Choice { reader, direct_gb_per_s: direct, buffered_gb_per_s: buffered, why }
 }

@@ -214,6 +214,18 @@ fn the_choice_follows_the_faster_reader_and_keeps_to_its_budget() {
     }
 }
 
+/// A turn whose time others have used up says nothing, least of all that its reader is slow.
+#[test]
+fn a_turn_without_time_is_no_measurement() {
+    let slow = || drive(SimOptions { latency: millis(80), ..SimOptions::default() });
+    let (mut first, mut second, stretches) = (slow(), slow(), everywhere());
+    let sides: [Side<'_>; 2] = [(&mut first, None), (&mut second, None)];
+    let rates = alternate(sides, &stretches, 64 << 10, millis(20)).unwrap();
+    assert!(rates.iter().flatten().any(Option::is_none), "{rates:?}");
+    assert!(rates.iter().flatten().flatten().all(|&rate| rate > 0.0), "{rates:?}");
+    assert_eq!(decide(&rates).reader, ReaderChoice::Direct);
+}
+
 #[test]
 fn a_small_real_file_is_probed_without_harm() {
     let (_dir, path) = real_file();
