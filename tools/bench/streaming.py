@@ -91,7 +91,7 @@ def run_in(group, command, what):
 def speed(options, bank, prompt, gen, extra=()):
     command = [options.binary, "bench", "speed", options.model, "--json", "--bank", str(bank), "--prompt", prompt, "--gen", str(gen),
                "--rounds", "1", "--warm-up", "1", "--warm-up-tokens", str(options.warm_up_tokens), "--threads", str(options.threads), "--tokens",
-               options.tokens, "--parts", "--quiet"]
+               options.tokens, "--parts", "--quiet", "--reader", options.reader]
     if options.pace:
         command += ["--pace", str(options.pace)]
     return command + list(extra)
@@ -255,6 +255,7 @@ def main():
     parser.add_argument("--beside-mib", type=int, default=1024, help="memory for buffers, caches and the program itself")
     parser.add_argument("--throttle", type=float, help="MB per second that may be read, by control group")
     parser.add_argument("--pace", type=int, help="MB per second at which slotbank's reads are handed out")
+    parser.add_argument("--reader", default="pread-direct", help="slotbank's reader: named, so that every process has the same")
     parser.add_argument("--only", choices=("slotbank", "llama.cpp"))
     parser.add_argument("--binary", default="target/release/slotbank")
     parser.add_argument("--python", default=sys.executable, help="the Python that has llama-cpp-python")

@@ -234,6 +234,7 @@ impl EngineOptions {
             ("--latent-eps", self.latent_eps == other.latent_eps),
             ("--shared-only", self.shared_only == other.shared_only),
             ("--trace", self.trace == other.trace),
+            ("--no-mlock", self.mlock == other.mlock),
             ("--moe-mode", self.oracle == other.oracle && (!oracle || self.prefetch == other.prefetch)),
         ];
         if let Some((name, _)) = named.into_iter().find(|(_, same)| !same) {
@@ -253,6 +254,7 @@ impl EngineOptions {
             io_threads: other.io_threads,
             io_split: other.io_split,
             stripe: other.stripe,
+            pace_mb_per_s: other.pace_mb_per_s,
             ..self.clone()
         };
         // Whatever is named in neither list, such as who routes.
