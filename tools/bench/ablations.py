@@ -10,10 +10,7 @@ On one thread (slotbank bench kernels --ablate): weights unpacked once for all c
 once for all matrices that read them, packed forms; and what handing work to 1 … 4 times as many threads as cores costs.
 Standard library only.
 """
-import argparse
-import datetime
 import json
-import os
 
 import common
 
@@ -23,10 +20,7 @@ IDEAS = (("promotion", "default", "no promotion"), ("two dispatches", "no promot
 
 
 def command(options, extra):
-    line = [options.binary, "bench", "speed", options.model, "--json", "--parts", "--bank", options.bank,
-            "--prompt", str(options.prompt), "--gen", str(options.gen), "--rounds", str(options.inner_rounds),
-            "--threads", str(options.threads)]
-    return line + (["--tokens", options.tokens] if options.tokens else []) + extra
+    return common.speed_command(options, ["--parts"] + extra)
 
 
 def figures(output):
@@ -74,20 +68,9 @@ def summary(rounds):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model")
-    parser.add_argument("--tokens")
-    parser.add_argument("--binary", default="target/release/slotbank")
-    parser.add_argument("--bank", default="all")
-    parser.add_argument("--prompt", type=int, default=512)
-    parser.add_argument("--gen", type=int, default=96)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--inner-rounds", type=int, default=2)
+    parser = common.speed_parser(__doc__, bank="all", prompt=512, gen=96)
     parser.add_argument("--formats", default="IQ1_S,IQ1_M,IQ2_XXS,IQ2_XS,IQ2_S,IQ3_XXS,Q2_K,Q4_K,Q6_K,Q8_0")
     parser.add_argument("--columns", default="4,16,128")
-    parser.add_argument("--made-by", default="", help="the command that made the model, for the receipt")
-    parser.add_argument("--out", required=True)
     options = parser.parse_args()
     with common.watched() as noise:
         kernels = common.run_json([options.binary, "bench", "kernels", "--ablate", "--dispatch", "--json", "--formats", options.formats,
@@ -95,13 +78,7 @@ def main():
     kernels["noise"] = noise
     rounds = measure(options)
     receipt = {
-        "what": "each idea of the kernels and of the routed experts against its opposite, in alternation",
-        "date": datetime.date.today().isoformat(),
-        "commit": common.commit(),
-        "machine": common.machine(),
-        "model": {"file": os.path.basename(options.model), "bytes": os.path.getsize(options.model), "made_by": options.made_by},
-        "options": {key: value for key, value in vars(options).items()
-                    if key not in ("model", "binary", "out", "tokens", "made_by")},
+        **common.speed_receipt("each idea of the kernels and of the routed experts against its opposite, in alternation", options),
         "order": "A B C C B A …, one process each, %d timed rounds after a warm-up in each" % options.inner_rounds,
         "end_to_end": summary(rounds),
         "end_to_end_without_busy_rounds": summary([r for r in rounds if not r["busy"]] or rounds),

@@ -2,7 +2,9 @@
 
 Standard library only.
 """
+import argparse
 import contextlib
+import datetime
 import json
 import os
 import platform
@@ -113,6 +115,45 @@ def run_json(command, what):
     if done.returncode != 0:
         sys.exit("%s failed with %d:\n%s\n%s" % (what, done.returncode, " ".join(command), done.stderr[-4000:]))
     return json.loads(done.stdout)
+
+
+def speed_parser(description, bank=None, prompt=0, gen=64):
+    """The arguments of a script that runs `slotbank bench speed` with several sets of options in alternation; without a `bank` one has
+    to be given."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--tokens")
+    parser.add_argument("--binary", default="target/release/slotbank")
+    parser.add_argument("--bank", default=bank, required=bank is None)
+    parser.add_argument("--prompt", type=int, default=prompt)
+    parser.add_argument("--gen", type=int, default=gen)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--inner-rounds", type=int, default=2)
+    parser.add_argument("--made-by", default="", help="the command that made the model, for the receipt")
+    parser.add_argument("--out", required=True)
+    return parser
+
+
+def speed_command(options, extra):
+    """The command of one process: what all sides have in common, then what makes one of them."""
+    line = [options.binary, "bench", "speed", options.model, "--json", "--bank", options.bank,
+            "--prompt", str(options.prompt), "--gen", str(options.gen), "--rounds", str(options.inner_rounds),
+            "--threads", str(options.threads)]
+    return line + (["--tokens", options.tokens] if options.tokens else []) + extra
+
+
+def speed_receipt(what, options):
+    """How a receipt of such a script begins."""
+    return {
+        "what": what,
+        "date": datetime.date.today().isoformat(),
+        "commit": commit(),
+        "machine": machine(),
+        "model": {"file": os.path.basename(options.model), "bytes": os.path.getsize(options.model), "made_by": options.made_by},
+        "options": {key: value for key, value in vars(options).items()
+                    if key not in ("model", "binary", "out", "tokens", "made_by")},
+    }
 
 
 def read_tokens(path):

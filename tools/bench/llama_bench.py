@@ -105,6 +105,8 @@ def measure(context, name, n, tokens, options, n_vocab):
     seen, rounds = [], []
     for index in range(options.rounds + 1):
         ids = common.window(tokens, index, n)
+        if index == 0:
+            ids = ids[:options.warm_up_tokens or n]
         done = one_round(context, ids, depth_ids, single, options, seen if index == 0 else None, n_vocab)
         if index > 0:
             rounds.append(done)
@@ -142,6 +144,7 @@ def arguments():
     parser.add_argument("--gen", type=int, default=128, help="tokens to decode one by one; 0 for none")
     parser.add_argument("--depth", type=int, default=0, help="positions in the cache when decoding starts")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--warm-up-tokens", type=int, default=0, help="tokens of the warm-up round, the first ones of its window [default: all]")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--threads-batch", type=int)
     parser.add_argument("--ubatch", type=int, default=512)

@@ -7,8 +7,6 @@ alternation A B C … C B A. With --memory-limit the processes run in a memory c
 the page cache counts as well, and the caches are dropped before each: without it `buffered` would measure memory.
 Standard library only.
 """
-import argparse
-import datetime
 import json
 import os
 
@@ -44,10 +42,7 @@ def drop_caches():
 
 
 def command(options, extra):
-    line = [options.binary, "bench", "speed", options.model, "--json", "--bank", options.bank, "--promote", "never",
-            "--prompt", str(options.prompt), "--gen", str(options.gen), "--rounds", str(options.inner_rounds),
-            "--warm-up", "1", "--threads", str(options.threads)]
-    return line + (["--tokens", options.tokens] if options.tokens else []) + extra
+    return common.speed_command(options, ["--promote", "never", "--warm-up", "1"] + extra)
 
 
 def figures(test):
@@ -100,30 +95,14 @@ def summary(rounds):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model")
-    parser.add_argument("--tokens")
-    parser.add_argument("--binary", default="target/release/slotbank")
-    parser.add_argument("--bank", required=True)
-    parser.add_argument("--prompt", type=int, default=0)
-    parser.add_argument("--gen", type=int, default=64)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--inner-rounds", type=int, default=2)
+    parser = common.speed_parser(__doc__)
     parser.add_argument("--memory-limit", type=int, default=0, help="bytes; 0 limits nothing")
     parser.add_argument("--sides", nargs="*", choices=list(SIDES), help="only these; the first of all must be among them")
-    parser.add_argument("--made-by", default="", help="the command that made the model, for the receipt")
-    parser.add_argument("--out", required=True)
     options = parser.parse_args()
     rounds, readers = measure(options)
     receipt = {
-        "what": "readers of expert bytes against each other, in alternation, with a bank so small that most is read",
-        "date": datetime.date.today().isoformat(),
-        "commit": common.commit(),
-        "machine": common.machine(),
-        "model": {"file": os.path.basename(options.model), "bytes": os.path.getsize(options.model), "made_by": options.made_by},
-        "options": {key: value for key, value in vars(options).items()
-                    if key not in ("model", "binary", "out", "tokens", "made_by")},
+        **common.speed_receipt("readers of expert bytes against each other, in alternation, with a bank so small that most is read",
+                               options),
         "order": "A B C … C B A, one process each, %d timed rounds after a warm-up in each" % options.inner_rounds,
         "readers": readers,
         "summary": summary(rounds),

@@ -27,13 +27,9 @@ pub(crate) fn tokenizer(session: &Session) -> Result<Arc<text::Tokenizer>, Failu
 
 /// The parts of the figures that do not depend on what was generated.
 pub(crate) fn describe(session: &Session) -> RunStats {
-    let stats = session.engine.stats();
-    RunStats {
-        reader: stats.reader,
-        backend: stats.backend,
-        shrunk_to_bytes: stats.shrunk_to_bytes,
-        ..RunStats::default()
-    }
+    let mut stats = RunStats::default();
+    stats.set_engine(session.engine.stats());
+    stats
 }
 
 /// One generation that Ctrl-C or a closed stdout can stop.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use engine::{Dump, Engine, EngineOptions, MemoryPlan};
 use files::Checkpoint;
 
-use crate::args::BankArgs;
+use crate::args::{BankArgs, SidecarArgs};
 use crate::commands::trace::Identity;
 use crate::commands::verify;
 use crate::ui::error::Failure;
@@ -21,6 +21,8 @@ pub(crate) struct Model {
     /// As they were given.
     pub(crate) path: PathBuf,
     pub(crate) sidecar: Option<PathBuf>,
+    /// Further copies of the sidecar.
+    pub(crate) copies: Vec<PathBuf>,
 }
 
 /// Where the checkpoint lies and what to call it; without a path it is the demo, unpacked if need be.
@@ -36,17 +38,17 @@ pub(crate) fn locate(path: Option<&Path>) -> Result<(PathBuf, String), Failure> 
 }
 
 /// Opens `path`, or the demo.
-pub(crate) fn open(path: Option<&Path>, sidecars: &[PathBuf]) -> Result<Model, Failure> {
+pub(crate) fn open(path: Option<&Path>, sidecars: &SidecarArgs) -> Result<Model, Failure> {
     let (path, name) = locate(path)?;
     let options = with_sidecars(sidecars);
     let checkpoint = Checkpoint::open_with(&path, &options)?;
-    Ok(Model { checkpoint, name, path, sidecar: options.sidecar })
+    Ok(Model { checkpoint, name, path, sidecar: options.sidecar, copies: options.copies })
 }
 
-/// The first one is the sidecar, the others are copies of it.
-pub(crate) fn with_sidecars(sidecars: &[PathBuf]) -> files::OpenOptions {
-    let (sidecar, copies) = (sidecars.first().cloned(), sidecars.iter().skip(1).cloned().collect());
-    files::OpenOptions { sidecar, copies, ..Default::default() }
+/// How to open a checkpoint whose sidecar, and copies of it, were named.
+pub(crate) fn with_sidecars(sidecars: &SidecarArgs) -> files::OpenOptions {
+    let sidecar = sidecars.first().map(Path::to_owned);
+    files::OpenOptions { sidecar, copies: sidecars.copies(), ..Default::default() }
 }
 
 /// The last component, which is what people call a model.
@@ -62,26 +64,26 @@ pub(crate) struct Session {
     pub(crate) engine: Engine,
     dump: Option<PathBuf>,
     /// What loading itself read (preloading); a report of the run leaves it out.
-    pub(crate) at_load: experts::Counters,
+    at_load: experts::Stats,
 }
 
-/// Plans, shows the plan, loads.
+/// Checks what the arguments want checked, plans, shows the plan, loads.
 pub(crate) fn load(model: &Model, args: &BankArgs, quiet: bool) -> Result<Session, Failure> {
-    let options = args.options();
+    load_with(model, args, args.options(), quiet)
+}
+
+/// The same with the options that a command has made of the arguments.
+pub(crate) fn load_with(
+    model: &Model,
+    args: &BankArgs,
+    options: EngineOptions,
+    quiet: bool,
+) -> Result<Session, Failure> {
     args.flash_moe.check(&options)?;
     if args.flash_moe.moe_verify_sidecar {
         verify::before_run(model, quiet)?;
     }
-    load_with(model, options, args.dump.as_deref(), quiet)
-}
-
-/// The same with options in hand.
-pub(crate) fn load_with(
-    model: &Model,
-    options: EngineOptions,
-    dump_path: Option<&Path>,
-    quiet: bool,
-) -> Result<Session, Failure> {
+    let dump_path = args.dump.as_deref();
     let plan: MemoryPlan = Engine::plan(&model.checkpoint, &options)?;
     if !quiet {
         ui::note(ui::plan::render(&model.name, &plan));
@@ -94,26 +96,43 @@ pub(crate) fn load_with(
         }
     };
     let mut engine = Engine::load(&model.checkpoint, options)?;
+    if !quiet && engine.reader_was_measured() {
+        ui::note(format!("reader: {}", engine.reader()));
+    }
     if let Some(path) = &engine.options().trace {
         Identity::of_run(model, &engine).write(path)?;
     }
     engine.set_dump(dump);
-    let at_load = engine.bank_stats().map(experts::Stats::total).unwrap_or_default();
+    let at_load = counted(&engine);
     let mut session = Session { engine, dump: dump_path.map(Path::to_owned), at_load };
     session.warn();
     Ok(session)
 }
 
+fn counted(engine: &Engine) -> experts::Stats {
+    engine.bank_stats().cloned().unwrap_or_default()
+}
+
 impl Session {
+    /// The same model with another bank; see [`Engine::with_streaming`].
+    pub(crate) fn with_streaming(self, model: &Model, options: EngineOptions) -> Result<Session, Failure> {
+        let engine = self.engine.with_streaming(&model.checkpoint, options)?;
+        let at_load = counted(&engine);
+        Ok(Session { engine, at_load, dump: self.dump })
+    }
+
     /// What the bank did since the load.
     pub(crate) fn counters(&self) -> Option<experts::Counters> {
-        self.engine.bank_stats().map(|stats| {
-            let mut counters = stats.total();
-            counters.bytes_read -= self.at_load.bytes_read;
-            counters.reads -= self.at_load.reads;
-            counters.stall_ns -= self.at_load.stall_ns;
-            counters
-        })
+        self.engine.bank_stats().map(|stats| stats.total().since(&self.at_load.total()))
+    }
+
+    /// The same, layer by layer; none where the routed experts are left out.
+    pub(crate) fn layers(&self) -> Vec<experts::stats::LayerCounters> {
+        let mut layers = self.engine.bank_stats().map(|stats| stats.layers.clone()).unwrap_or_default();
+        for (layer, before) in layers.iter_mut().zip(&self.at_load.layers) {
+            layer.counters = layer.counters.since(&before.counters);
+        }
+        layers
     }
 
     /// Says what loading and reading met that did not stop them, once.

@@ -3,7 +3,10 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
+use experts::read::paced::Pace;
+use experts::read::probe::{self, Selected};
 use experts::{Bank, BankPlan, BankSize, Counters, Policy, Reader, Schedule, Trace, policy};
 use files::Checkpoint;
 use text::{ChatTemplate, Tokenizer};
@@ -12,10 +15,13 @@ use crate::backend::cpu::{CpuBackend, HostArena};
 use crate::backend::{Backend, PartTimes};
 use crate::layers::moe::oracle_of;
 use crate::load::Loader;
-use crate::memory::{Decision, Needs, Watch};
+use crate::memory::{Decision, Memory, Needs, Watch};
 use crate::models::{self, Model, ModelInfo, Step};
 use crate::plan::reserve_bytes;
-use crate::{Dump, EngineOptions, Error, MemoryPlan, Sequence};
+use crate::{Dump, EngineOptions, Error, MemoryPlan, ReaderChoice, ReaderKind, Sequence};
+
+/// What a read waits for its first byte at a drive with a given pace: an SSD's.
+const PACED_LATENCY: Duration = Duration::from_micros(100);
 
 /// Which positions' logits a forward pass delivers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,8 +45,10 @@ pub struct EngineStats {
     pub reader: String,
     /// Bytes taken at load, as counted by those who allocated them.
     pub allocated_bytes: u64,
-    /// What the bank was shrunk to since, where memory ran short.
+    /// The least that the bank was shrunk to since, where memory ran short.
     pub shrunk_to_bytes: Option<u64>,
+    /// What a bank that sized itself takes now: it grows again when memory is fine.
+    pub bank_bytes: Option<u64>,
 }
 
 /// A model ready to run. One thread drives it.
@@ -56,6 +64,8 @@ pub struct Engine {
     dump: Option<Dump>,
     host_bytes: u64,
     arena_bytes: Arc<AtomicU64>,
+    /// What was found to read the experts fastest, where that was measured.
+    measured_reader: Option<Selected>,
     /// Only where the bank has sized itself.
     relief: Option<Relief>,
     /// What loading met without failing, until it is said.
@@ -66,7 +76,23 @@ pub struct Engine {
 struct Relief {
     watch: Watch,
     needs: Needs,
-    shrunk: bool,
+    /// The smallest it has been, once it was shrunk.
+    least_bytes: Option<u64>,
+}
+
+impl Relief {
+    /// For a bank that has sized itself.
+    fn of(plan: &MemoryPlan, options: &EngineOptions) -> Option<Relief> {
+        let bank = plan.bank.as_ref().filter(|_| options.bank == BankSize::Auto)?;
+        let needs = Needs {
+            bank_bytes: bank.arena_bytes(),
+            floor_bytes: bank.floor_bytes(),
+            planned_bytes: bank.arena_bytes(),
+            full: false,
+            reserve_bytes: reserve_bytes(plan.available_bytes),
+        };
+        Some(Relief { watch: Watch::new(), needs, least_bytes: None })
+    }
 }
 
 impl Engine {
@@ -77,22 +103,16 @@ impl Engine {
 
     /// Loads the dense weights, opens the experts and, with `BankSize::All`, reads them.
     pub fn load(checkpoint: &Checkpoint, options: EngineOptions) -> Result<Self, Error> {
-        if options.stripe && checkpoint.copies().is_empty() {
-            return Err(Error::Option {
-                option: "--stripe",
-                why: "there is only one copy of the experts".into(),
-            });
-        }
-        let reader = experts::read::Options {
-            kind: options.reader_kind,
-            choice: options.reader,
-            depth: options.io_threads as usize,
-            split: options.io_split,
-            stripe: options.stripe,
-        };
-        Self::load_with_reader(checkpoint, options, |files| {
+        reader_options(checkpoint, &options, None)?; // what is wrong with the options is said before anything is read
+        let (mut measured, options_of_reader) = (None, options.clone());
+        let open = |files: &[PathBuf], plan: &BankPlan| {
+            measured = measure_reader(checkpoint, &options_of_reader, plan);
+            let reader = reader_options(checkpoint, &options_of_reader, measured.as_ref())?;
             Ok(experts::read::open(files, checkpoint.copies(), &reader)?)
-        })
+        };
+        let mut engine = Self::load_with(checkpoint, options, open)?;
+        engine.measured_reader = measured;
+        Ok(engine)
     }
 
     /// As [`Engine::load`] with another source of expert bytes (tests inject delays and faults here).
@@ -101,49 +121,44 @@ impl Engine {
         options: EngineOptions,
         make_reader: impl FnOnce(&[PathBuf]) -> Result<Box<dyn Reader>, Error>,
     ) -> Result<Self, Error> {
+        Self::load_with(checkpoint, options, |files, _| make_reader(files))
+    }
+
+    fn load_with(
+        checkpoint: &Checkpoint,
+        options: EngineOptions,
+        make_reader: impl FnOnce(&[PathBuf], &BankPlan) -> Result<Box<dyn Reader>, Error>,
+    ) -> Result<Self, Error> {
         let plan = MemoryPlan::new(checkpoint, &options)?;
         let mut backend: Box<dyn Backend> =
             Box::new(CpuBackend::new(options.threads(), options.threads_batch())?);
         let mut loader = Loader::wet(checkpoint, &options, backend.as_mut());
         let model = (models::find(checkpoint)?.load)(&mut loader)?;
-        let (host_bytes, warnings) = (loader.host_bytes(), std::mem::take(&mut loader.warnings));
+        let warnings = std::mem::take(&mut loader.warnings);
+        let (host_bytes, weight_bytes) = (loader.host_bytes(), loader.ledger().weights);
+        if options.mlock && worth_locking(weight_bytes, &Memory::now()) {
+            // Refused beyond a limit that most users have and nobody has to raise; then the system decides, as without.
+            backend.lock_weights();
+        }
         let arena_bytes = Arc::new(AtomicU64::new(0));
         let bank = match &plan.bank {
             None => None,
             Some(bank_plan) => {
                 backend.packing_scratch(bank_plan.packed_bytes_max() as usize);
-                let reader = make_reader(checkpoint.files())?;
-                let policy = eviction(&options, bank_plan)?;
-                let arena = Box::new(HostArena::new(Arc::clone(&arena_bytes)));
-                let mut bank = Bank::new(bank_plan.clone(), checkpoint.files(), reader, arena, policy)?;
-                bank.set_schedule(Schedule {
-                    hits_first: options.hits_first,
-                    ordered_reads: options.ordered_reads,
-                });
+                let reader = make_reader(checkpoint.files(), bank_plan)?;
+                let mut bank = empty_bank(bank_plan, checkpoint.files(), reader, &arena_bytes, &options)?;
                 if let Some(path) = &options.trace {
                     bank.set_trace(Trace::create(path)?);
                 }
-                if options.bank == BankSize::All {
-                    bank.preload()?;
-                } else if let Some(oracle) = oracle_of(&options)? {
-                    bank.preload_some(&oracle.experts())?;
-                }
+                read_in_advance(&mut bank, &options)?;
                 Some(bank)
             }
         };
         let (tokenizer, chat_template) = load_text(checkpoint, model.info())?;
         backend.time_parts(true);
-        let relief = plan.bank.as_ref().filter(|_| options.bank == BankSize::Auto).map(|bank| Relief {
-            watch: Watch::new(),
-            needs: Needs {
-                bank_bytes: bank.arena_bytes(),
-                floor_bytes: bank.floor_bytes(),
-                reserve_bytes: reserve_bytes(plan.available_bytes),
-            },
-            shrunk: false,
-        });
         let busy = (0..model.sequences()).map(|_| Arc::default()).collect();
         Ok(Self {
+            relief: Relief::of(&plan, &options),
             backend,
             bank,
             model,
@@ -155,9 +170,46 @@ impl Engine {
             dump: None,
             host_bytes,
             arena_bytes,
-            relief,
+            measured_reader: None,
             warnings,
         })
+    }
+
+    /// This engine with the bank, the reader, the eviction, the schedule and the guesses of other options, just as loading with them would
+    /// make them; dense weights, caches, threads and sequences stay. For measurements side by side of what would not fit into memory
+    /// twice. The old bank goes before the new one is allocated, so that after an error there is no engine.
+    ///
+    /// Errors: [`Error::Option`] for options that only a load can change, and those of a load.
+    pub fn with_streaming(mut self, checkpoint: &Checkpoint, options: EngineOptions) -> Result<Self, Error> {
+        if let Some(option) = self.options.fixed_difference(&options) {
+            let why = "it is chosen when the model is loaded, and cannot change afterwards".to_owned();
+            return Err(Error::Option { option, why });
+        }
+        // What this engine itself holds is not available any more, but it was when the first plan was made.
+        let memory_bytes = Some(self.plan.available_bytes);
+        let plan = MemoryPlan::new(checkpoint, &EngineOptions { memory_bytes, ..options.clone() })?;
+        let trace = self.bank.as_mut().and_then(Bank::take_trace);
+        self.bank = None;
+        self.arena_bytes = Arc::new(AtomicU64::new(0));
+        if let Some(bank_plan) = &plan.bank {
+            self.backend.packing_scratch(bank_plan.packed_bytes_max() as usize);
+            // What was measured at load holds: both sides of a comparison shall read alike.
+            if self.measured_reader.is_none() {
+                self.measured_reader = measure_reader(checkpoint, &options, bank_plan);
+            }
+            let reader = reader_options(checkpoint, &options, self.measured_reader.as_ref())?;
+            let reader = experts::read::open(checkpoint.files(), checkpoint.copies(), &reader)?;
+            let mut bank = empty_bank(bank_plan, checkpoint.files(), reader, &self.arena_bytes, &options)?;
+            if let Some(trace) = trace {
+                bank.set_trace(trace);
+            }
+            read_in_advance(&mut bank, &options)?;
+            self.bank = Some(bank);
+        }
+        self.model.set_prefetch(options.prefetch);
+        self.relief = Relief::of(&plan, &options);
+        (self.plan, self.options) = (plan, options);
+        Ok(self)
     }
 
     /// The tokenizer; `None` for checkpoints without a vocabulary.
@@ -190,16 +242,27 @@ impl Engine {
         EngineStats {
             bank: self.bank.as_ref().map(|bank| bank.stats().clone()),
             backend: self.backend.describe(),
-            reader: self.bank.as_ref().map_or_else(|| "none".to_owned(), Bank::describe_reader),
+            reader: self.reader(),
             allocated_bytes: self.backend.allocated_bytes()
                 + self.arena_bytes.load(Ordering::Relaxed)
                 + self.host_bytes,
-            shrunk_to_bytes: self
-                .relief
-                .as_ref()
-                .filter(|relief| relief.shrunk)
-                .map(|relief| relief.needs.bank_bytes),
+            shrunk_to_bytes: self.relief.as_ref().and_then(|relief| relief.least_bytes),
+            bank_bytes: self.relief.as_ref().map(|relief| relief.needs.bank_bytes),
         }
+    }
+
+    /// What reads the experts and how, for people, with the measurement behind it where there was one.
+    pub fn reader(&self) -> String {
+        let reader = self.bank.as_ref().map_or_else(|| "none".to_owned(), Bank::describe_reader);
+        match &self.measured_reader {
+            Some(found) if wants_measuring(&self.options) => format!("{reader} ({})", found.why),
+            _ => reader,
+        }
+    }
+
+    /// Whether the reader was chosen by a measurement at load.
+    pub fn reader_was_measured(&self) -> bool {
+        self.measured_reader.is_some()
     }
 
     /// Shrinks or grows the bank to about `bytes` and says how many its slots take now; see [`Bank::resize`]. Nothing that is
@@ -331,15 +394,94 @@ impl Engine {
         Ok(())
     }
 
-    /// Between two tokens: a bank that sized itself gives memory back when the system runs short of it.
+    /// Between two tokens: a bank that sized itself gives memory back when the system runs short of it, and takes it again later.
     fn relieve(&mut self) -> Result<(), Error> {
         let (Some(relief), Some(bank)) = (&mut self.relief, &mut self.bank) else { return Ok(()) };
-        if let Decision::Shrink { to_bytes, .. } = relief.watch.look(&relief.needs) {
-            relief.needs.bank_bytes = bank.resize(to_bytes)?;
-            relief.shrunk = true;
+        relief.needs.full = bank.is_full();
+        match relief.watch.look(&relief.needs) {
+            Decision::Shrink { to_bytes, .. } => {
+                let bytes = bank.resize(to_bytes)?;
+                relief.needs.bank_bytes = bytes;
+                relief.least_bytes = Some(relief.least_bytes.map_or(bytes, |least| least.min(bytes)));
+            }
+            Decision::Grow { to_bytes } => relief.needs.bank_bytes = bank.resize(to_bytes)?,
+            Decision::Fine | Decision::AtFloor { .. } => {}
         }
         Ok(())
     }
+}
+
+fn wants_measuring(options: &EngineOptions) -> bool {
+    (options.reader_kind, options.reader) == (ReaderKind::Auto, ReaderChoice::Auto)
+}
+
+/// What reads the experts fastest; `None` where that was not asked or nothing could be measured. What is read once is not worth it.
+fn measure_reader(checkpoint: &Checkpoint, options: &EngineOptions, plan: &BankPlan) -> Option<Selected> {
+    if !wants_measuring(options) || plan.is_resident() {
+        return None;
+    }
+    let stretches = probe::stretches(checkpoint.experts());
+    probe::probe_reader(checkpoint.files(), &stretches, plan.read_bytes_max())
+}
+
+/// How the options want experts to be read.
+fn reader_options(
+    checkpoint: &Checkpoint,
+    options: &EngineOptions,
+    measured: Option<&Selected>,
+) -> Result<experts::read::Options, Error> {
+    if options.stripe && checkpoint.copies().is_empty() {
+        return Err(Error::Option {
+            option: "--stripe",
+            why: "there is only one copy of the experts".into(),
+        });
+    }
+    let (kind, choice) = match measured {
+        Some(found) if wants_measuring(options) => (found.kind, found.choice),
+        _ => (options.reader_kind, options.reader),
+    };
+    Ok(experts::read::Options {
+        kind,
+        choice,
+        depth: options.io_threads as usize,
+        split: options.io_split,
+        stripe: options.stripe,
+        pace: options
+            .pace_mb_per_s
+            .map(|mb| Pace { read_bytes_per_s: u64::from(mb) * 1_000_000, latency: PACED_LATENCY }),
+    })
+}
+
+/// The bank of a plan.
+fn empty_bank(
+    plan: &BankPlan,
+    files: &[PathBuf],
+    reader: Box<dyn Reader>,
+    arena_bytes: &Arc<AtomicU64>,
+    options: &EngineOptions,
+) -> Result<Bank, Error> {
+    let policy = eviction(options, plan)?;
+    let arena = Box::new(HostArena::new(Arc::clone(arena_bytes)));
+    let mut bank = Bank::new(plan.clone(), files, reader, arena, policy)?;
+    bank.set_schedule(Schedule { hits_first: options.hits_first, ordered_reads: options.ordered_reads });
+    Ok(bank)
+}
+
+/// What a load reads into the bank.
+fn read_in_advance(bank: &mut Bank, options: &EngineOptions) -> Result<(), Error> {
+    if options.bank == BankSize::All {
+        bank.preload()?;
+    } else if let Some(oracle) = oracle_of(options)? {
+        bank.preload_some(&oracle.experts())?;
+    }
+    Ok(())
+}
+
+/// Weights are read for every token, so the system should rather swap out anything else. Without swap space they stay anyway; and weights
+/// that take most of the memory there is leave others none when they are locked.
+fn worth_locking(weight_bytes: u64, memory: &Memory) -> bool {
+    let limit = memory.group.as_ref().map_or(u64::MAX, |group| group.limit_bytes).min(memory.total_bytes);
+    memory.swap_total_bytes > 0 && weight_bytes <= limit / 4 * 3
 }
 
 /// The policy that the options name, with pins where they want some.
@@ -371,4 +513,27 @@ fn load_text(
     let template =
         tokenizer.chat_template().map(|source| ChatTemplate::new(source, &bos, &eos)).transpose()?;
     Ok((Some(Arc::new(tokenizer)), template))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::Group;
+
+    #[test]
+    fn weights_are_locked_where_they_could_be_swapped_out_and_leave_room() {
+        let group = |limit_bytes| Group { version: 2, path: "/g".into(), limit_bytes, used_bytes: 0 };
+        let memory = |swap_total_bytes, group| Memory {
+            total_bytes: 1000,
+            available_bytes: 900,
+            group,
+            swap_total_bytes,
+            swap_free_bytes: 0,
+        };
+        assert!(worth_locking(750, &memory(1, None)));
+        assert!(!worth_locking(751, &memory(1, None)));
+        assert!(!worth_locking(10, &memory(0, None)), "nothing to swap to");
+        assert!(worth_locking(300, &memory(1, Some(group(400)))));
+        assert!(!worth_locking(301, &memory(1, Some(group(400)))));
+    }
 }

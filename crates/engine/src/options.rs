@@ -93,7 +93,7 @@ pub enum Routing {
 }
 
 /// Everything a caller may choose before loading.
-#[derive(Debug, Clone, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct EngineOptions {
     /// How many experts stay resident.
     #[serde(serialize_with = "as_debug")]
@@ -154,8 +154,12 @@ pub struct EngineOptions {
     pub io_split: Option<u32>,
     /// With several copies of the experts: cut each read into one piece per copy.
     pub stripe: bool,
+    /// Behave as a drive that reads no more than so many MB (10⁶ bytes) per second, for measurements.
+    pub pace_mb_per_s: Option<u32>,
     /// Memory that may be used in all; `None` = what the system reports as available.
     pub memory_bytes: Option<u64>,
+    /// Keep the dense weights out of the swap space, where there is one and the system allows it.
+    pub mlock: bool,
 }
 
 fn as_debug<T: std::fmt::Debug, S: serde::Serializer>(value: &T, s: S) -> Result<S::Ok, S::Error> {
@@ -199,7 +203,9 @@ impl Default for EngineOptions {
             io_threads: 8,
             io_split: None,
             stripe: false,
+            pace_mb_per_s: None,
             memory_bytes: None,
+            mlock: true,
         }
     }
 }
@@ -208,6 +214,51 @@ impl EngineOptions {
     /// Experts that may be read ahead of demand at a time.
     pub fn spares(&self) -> u32 {
         if self.prefetch == Prefetch::Off { 0 } else { self.prefetch_experts }
+    }
+
+    /// An option in which `other` differs and which an engine that is loaded cannot change any more; see
+    /// [`Engine::with_streaming`](crate::Engine::with_streaming).
+    pub fn fixed_difference(&self, other: &EngineOptions) -> Option<&'static str> {
+        let oracle = self.prefetch == Prefetch::Oracle || other.prefetch == Prefetch::Oracle;
+        let named = [
+            ("--ram", self.memory_bytes == other.memory_bytes),
+            ("--batch", self.batch == other.batch),
+            ("--ubatch", self.ubatch == other.ubatch),
+            ("--ctx", self.context == other.context),
+            ("--cache-type", self.cache_type == other.cache_type),
+            ("--threads", self.threads == other.threads),
+            ("--threads-batch", self.threads_batch == other.threads_batch),
+            ("--no-slot8", self.slot8 == other.slot8),
+            ("--moe-topk", self.moe_topk == other.moe_topk),
+            ("--attention", self.attention == other.attention),
+            ("--latent-eps", self.latent_eps == other.latent_eps),
+            ("--shared-only", self.shared_only == other.shared_only),
+            ("--trace", self.trace == other.trace),
+            ("--no-mlock", self.mlock == other.mlock),
+            ("--moe-mode", self.oracle == other.oracle && (!oracle || self.prefetch == other.prefetch)),
+        ];
+        if let Some((name, _)) = named.into_iter().find(|(_, same)| !same) {
+            return Some(name);
+        }
+        let switched = EngineOptions {
+            bank: other.bank,
+            promote: other.promote,
+            prefetch: other.prefetch,
+            prefetch_experts: other.prefetch_experts,
+            hits_first: other.hits_first,
+            ordered_reads: other.ordered_reads,
+            policy: other.policy.clone(),
+            pin: other.pin.clone(),
+            reader: other.reader,
+            reader_kind: other.reader_kind,
+            io_threads: other.io_threads,
+            io_split: other.io_split,
+            stripe: other.stripe,
+            pace_mb_per_s: other.pace_mb_per_s,
+            ..self.clone()
+        };
+        // Whatever is named in neither list, such as who routes.
+        (switched != *other).then_some("the routing")
     }
 
     /// Tokens of a batch and of a micro-batch, where a sequence has room for `context` of them.

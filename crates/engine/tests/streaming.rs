@@ -269,6 +269,23 @@ fn load(checkpoint: &Checkpoint, options: EngineOptions, source: Source, seed: u
     engine.unwrap_or_else(|e| panic!("{e}"))
 }
 
+/// A toy's experts are read sooner than measured, and a reader that is named is not measured.
+#[test]
+fn few_experts_are_not_measured() {
+    let model = write(&Toy::wide(runnable_mixtures().remove(0)), FORMS[0]);
+    for (reader_kind, reader) in
+        [(ReaderKind::Auto, ReaderChoice::Auto), (ReaderKind::Pread, ReaderChoice::Buffered)]
+    {
+        let options = EngineOptions { reader_kind, reader, bank: BankSize::SlotsPerLayer(3), ..exact() };
+        let engine = Engine::load(&model.open(), options).expect("a toy");
+        assert!(
+            !engine.reader_was_measured() && engine.reader().starts_with("pread, "),
+            "{}",
+            engine.reader()
+        );
+    }
+}
+
 fn bank(size: Size, checkpoint: &Checkpoint, options: &EngineOptions) -> BankSize {
     let plan = || {
         let options = EngineOptions { promote: Promote::Never, ..options.clone() };

@@ -54,8 +54,8 @@ pub unsafe trait Arena: Send + Sync {
     /// instead.
     fn host_bytes(&self, slot: SlotId) -> &[u8];
 
-    /// The memory that destinations lie in (first byte, bytes), where it stays mapped to the same pages as long as the
-    /// arena lives, up to the first [`Arena::release`]: a reader may pin it. An arena that does not know names none of it.
+    /// The memory that destinations of slots in use lie in (first byte, bytes), where it stays mapped to the same pages as long as the
+    /// arena lives, up to the next [`Arena::release`]: a reader may pin it. An arena that does not know names none of it.
     fn regions(&self) -> Vec<(NonNull<u8>, usize)> {
         Vec::new()
     }
@@ -63,6 +63,11 @@ pub unsafe trait Arena: Send + Sync {
     /// The slot is out of use until its next `destination`: its memory may be given back to the system, if that keeps the promise of
     /// initialised bytes.
     fn release(&mut self, slot: SlotId) {
+        let _ = slot;
+    }
+
+    /// The slot is in use again after [`Arena::release`].
+    fn reclaim(&mut self, slot: SlotId) {
         let _ = slot;
     }
 

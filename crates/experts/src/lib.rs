@@ -29,7 +29,8 @@ pub use error::Error;
 pub use plan::{BankPlan, BankSize, LayerExperts, LayerPlan, SizeClass, SlotId};
 pub use policy::{ExpertKey, Policy, lru::Lru};
 pub use read::{
-    Completion, Origin, Priority, Read, ReadFailure, Reader, ReaderChoice, ReaderKind, Ticket, parse_reader,
+    Completion, Interval, Origin, Priority, Read, ReadFailure, Reader, ReaderChoice, ReaderKind, Ticket,
+    parse_reader,
 };
 pub use replay::replay;
 pub use stats::{Counters, Stats};

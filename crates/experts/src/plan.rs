@@ -29,6 +29,8 @@ pub enum BankSize {
     Auto,
     /// Every expert resident.
     All,
+    /// So many hundredths of all experts, 1 to 100, shared like bytes.
+    Percent(u32),
     /// So many slots for each layer, which no other layer can take.
     SlotsPerLayer(u32),
     /// So many bytes over all layers, shared by whoever needs them above the floor.
@@ -38,10 +40,12 @@ pub enum BankSize {
 impl FromStr for BankSize {
     type Err = Error;
 
-    /// `auto`, `all`, a number of slots per layer (`16`), or bytes with a unit (`8GiB`, `500MB`, `4096B`).
+    /// `auto`, `all`, a number of slots per layer (`16`), a share of all experts (`25%`), or bytes with a unit (`8GiB`, `500MB`,
+    /// `4096B`).
     fn from_str(text: &str) -> Result<Self> {
         let bad = || {
-            Error::Usage(format!("bank size {text:?} is none of: auto, all, SLOTS, BYTES with a unit (8GiB)"))
+            let known = "auto, all, SLOTS, a share (25%), BYTES with a unit (8GiB)";
+            Error::Usage(format!("bank size {text:?} is none of: {known}"))
         };
         let trimmed = text.trim();
         match trimmed.to_ascii_lowercase().as_str() {
@@ -53,6 +57,10 @@ impl FromStr for BankSize {
         let (number, unit) = trimmed.split_at(split);
         let factor: u64 = match unit.trim().to_ascii_lowercase().as_str() {
             "" => return number.parse().map(BankSize::SlotsPerLayer).map_err(|_| bad()),
+            "%" => {
+                let percent = number.parse().ok().filter(|percent| (1..=100).contains(percent));
+                return percent.map(BankSize::Percent).ok_or_else(bad);
+            }
             "b" => 1,
             "kb" => 1_000,
             "mb" => 1_000_000,
@@ -74,6 +82,7 @@ impl fmt::Display for BankSize {
         match self {
             BankSize::Auto => f.write_str("auto"),
             BankSize::All => f.write_str("all"),
+            BankSize::Percent(n) => write!(f, "{n}%"),
             BankSize::SlotsPerLayer(n) => write!(f, "{n}"),
             BankSize::Bytes(bytes) => write!(f, "{bytes}B"),
         }
@@ -262,6 +271,9 @@ impl BankPlan {
         };
         let (budget, per_layer_min) = match size {
             BankSize::All => (all_bytes, top_k),
+            BankSize::Percent(n) => {
+                (all_bytes / 100 * u64::from(n) + all_bytes % 100 * u64::from(n) / 100, top_k)
+            }
             BankSize::SlotsPerLayer(n) if n < top_k && n < most_experts(&planned) => {
                 return Err(too_small(bytes_of(&planned, &classes, n)));
             }

@@ -22,6 +22,13 @@ pub struct Counters {
     pub reads: u64,
     /// Nanoseconds for which the caller stood still because nothing was ready to compute.
     pub stall_ns: u64,
+    /// Nanoseconds for which at least one read that a call waits for was at the drive. What of it is not in `stall_ns` was hidden behind
+    /// computing. A read that was begun ahead counts here from when the call asked for it.
+    pub io_wall_ns: u64,
+    /// Nanoseconds for which at least one read ahead of demand was at the drive; these can be the same moments as those above.
+    pub ahead_io_wall_ns: u64,
+    /// Nanoseconds from a call's request to the end of its last wave: `stall_ns`, and what was computed meanwhile.
+    pub open_ns: u64,
     /// Experts that lost their slot to another one.
     pub evictions: u64,
     /// Experts that were placed in an empty slot.
@@ -56,7 +63,8 @@ impl Counters {
 
     /// The counters without what depends on the clock or on who computes: equal for a run and the replay of its trace.
     pub fn without_time(mut self) -> Self {
-        (self.stall_ns, self.promotions, self.packed_hits) = (0, 0, 0);
+        (self.stall_ns, self.io_wall_ns, self.ahead_io_wall_ns) = (0, 0, 0);
+        (self.open_ns, self.promotions, self.packed_hits) = (0, 0, 0);
         (self.ahead, self.ahead_used, self.ahead_late, self.ahead_cancelled) = (0, 0, 0, 0);
         (self.guessed, self.guessed_right, self.ahead_wasted_bytes) = (0, 0, 0);
         self
@@ -83,6 +91,9 @@ impl Counters {
             bytes_read,
             reads,
             stall_ns,
+            io_wall_ns,
+            ahead_io_wall_ns,
+            open_ns,
             evictions,
             cold,
             failed,
@@ -105,6 +116,9 @@ impl Counters {
             (&mut self.bytes_read, bytes_read),
             (&mut self.reads, reads),
             (&mut self.stall_ns, stall_ns),
+            (&mut self.io_wall_ns, io_wall_ns),
+            (&mut self.ahead_io_wall_ns, ahead_io_wall_ns),
+            (&mut self.open_ns, open_ns),
             (&mut self.evictions, evictions),
             (&mut self.cold, cold),
             (&mut self.failed, failed),

@@ -169,7 +169,7 @@ fn predictions_cover_misses_and_save_time() {
     // Right about 7, wrong about 9; 5 is resident, so that naming it costs nothing.
     records[3].predicted = vec![7, 9, 5];
     let disk = Disk { read_gb_per_s: 1.0, read_latency_us: 0.0 };
-    let compute = Compute { layer_ms: 1.0, shared_ms: 0.0, expert_ms: 0.0, other_ms: 0.0 };
+    let compute = Compute { layer_ms: 1.0, shared_ms: 0.0, expert_ms: 0.0, other_ms: 0.0, lead_ms: 0.0 };
     let time = |lookahead| {
         let rates = Rates { disk, compute, lookahead };
         let scope = Scope { warm_up_tokens: 1, single_tokens_only: true };

@@ -16,6 +16,7 @@ pub struct AlignedBuf {
     len: usize,
     base: NonNull<u8>,
     layout: Layout, // of the whole allocation at `base`; size 0 means there is none
+    locked: bool,
 }
 
 /// Weights are read once per token from far apart: with small pages each 4 KiB costs a page walk.
@@ -42,7 +43,13 @@ impl AlignedBuf {
     pub fn zeroed(len: usize) -> AlignedBuf {
         if len == 0 {
             let dangling = NonNull::dangling();
-            return AlignedBuf { start: dangling, len, base: dangling, layout: Layout::new::<()>() };
+            return AlignedBuf {
+                start: dangling,
+                len,
+                base: dangling,
+                layout: Layout::new::<()>(),
+                locked: false,
+            };
         }
         let align = if len >= HUGE_PAGE { HUGE_PAGE } else { PAGE };
         // Over-allocating with a small alignment keeps the allocator's zero-page path; asking for a large one would
@@ -58,7 +65,7 @@ impl AlignedBuf {
         if len >= HUGE_PAGE {
             ask_for_huge_pages(start, len);
         }
-        AlignedBuf { start, len, base, layout }
+        AlignedBuf { start, len, base, layout, locked: false }
     }
 
     /// All bytes.
@@ -91,10 +98,53 @@ impl AlignedBuf {
             unsafe { first.write_volatile(first.read_volatile()) };
         }
     }
+
+    /// Asks the system to keep the buffer's pages in memory, whatever else it needs memory for, until [`AlignedBuf::unlock`] or the end
+    /// of the buffer. False where it refuses, as beyond the limit of locked memory. A last page that is shared with other memory is left
+    /// out.
+    pub fn lock(&mut self) -> bool {
+        self.locked = self.locked || lock_pages(self.start, self.whole_pages());
+        self.locked
+    }
+
+    /// Takes [`AlignedBuf::lock`] back.
+    pub fn unlock(&mut self) {
+        if std::mem::take(&mut self.locked) {
+            unlock_pages(self.start, self.whole_pages());
+        }
+    }
+
+    fn whole_pages(&self) -> usize {
+        self.len - self.len % PAGE
+    }
 }
+
+#[cfg(target_os = "linux")]
+fn lock_pages(start: NonNull<u8>, len: usize) -> bool {
+    // SAFETY: whole pages of an allocation of ours; locking changes neither their content nor who may use them.
+    len == 0 || unsafe { rustix::mm::mlock(start.as_ptr().cast(), len) }.is_ok()
+}
+
+#[cfg(target_os = "linux")]
+fn unlock_pages(start: NonNull<u8>, len: usize) {
+    if len > 0 {
+        // SAFETY: as above. What cannot be unlocked stays in memory until it is unmapped, which harms nobody.
+        let _ = unsafe { rustix::mm::munlock(start.as_ptr().cast(), len) };
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn lock_pages(_start: NonNull<u8>, _len: usize) -> bool {
+    false
+}
+
+#[cfg(not(target_os = "linux"))]
+fn unlock_pages(_start: NonNull<u8>, _len: usize) {}
 
 impl Drop for AlignedBuf {
     fn drop(&mut self) {
+        // The allocator may hand the pages on, and they would count against the limit for ever.
+        self.unlock();
         if self.layout.size() != 0 {
             // SAFETY: base was allocated with exactly this layout and is freed once.
             unsafe { dealloc(self.base.as_ptr(), self.layout) }
@@ -137,6 +187,32 @@ mod tests {
             buf.touch();
             assert_eq!(buf[len - 1], 7);
         }
+    }
+
+    /// Bytes that this process has locked, as the system counts them.
+    #[cfg(target_os = "linux")]
+    fn locked_kb() -> u64 {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmLck:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn locked_pages_are_counted_until_the_buffer_ends() {
+        let mut buf = AlignedBuf::zeroed(3 * PAGE + 7);
+        let before = locked_kb();
+        if !buf.lock() {
+            return; // not even three pages may be locked here
+        }
+        assert!(buf.lock(), "twice is once");
+        assert_eq!(locked_kb() - before, 12);
+        buf.unlock();
+        assert_eq!(locked_kb(), before);
+        assert!(buf.lock());
+        drop(buf);
+        assert_eq!(locked_kb(), before);
+        assert!(AlignedBuf::zeroed(0).lock() && AlignedBuf::zeroed(1).lock());
     }
 
     #[test]

@@ -2,22 +2,28 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum};
+use clap::parser::ValueSource;
+use clap::{Args, FromArgMatches, ValueEnum};
 use engine::{
     AttentionMode, BankSize, CacheType, EngineOptions, Prefetch, Promote, ReaderChoice, ReaderKind,
 };
 
 use super::flash_moe::FlashMoeArgs;
+use crate::ui::error::Failure;
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Loading and streaming")]
 pub(crate) struct BankArgs {
-    /// Resident experts: a size over all layers (8GiB, 512MiB), slots per layer (64), `auto` or `all`
+    /// Resident experts: a size over all layers (8GiB, 512MiB), a share of all experts (25%), slots per layer (64), `auto` or `all`
     #[arg(long, value_name = "SIZE|N|auto|all", default_value = "auto", value_parser = parse_bank, alias = "moe-slot-bank")]
     pub(crate) bank: BankSize,
     /// Memory that may be used in all (24GiB) [default: what the system and the control group leave]
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     ram: Option<u64>,
+    /// Leave it to the system whether dense weights are swapped out, where it has swap space; else they are locked in memory as far
+    /// as `ulimit -l` allows
+    #[arg(long)]
+    no_mlock: bool,
     /// Prompt tokens that pass through a layer together: its experts are read once for all of them
     #[arg(short, long, value_name = "N", default_value_t = EngineOptions::default().batch, value_parser = positive(), alias = "batch-size")]
     batch: u32,
@@ -79,6 +85,9 @@ pub(crate) struct BankArgs {
     /// With --sidecar given several times: cut each read into one piece per copy
     #[arg(long)]
     stripe: bool,
+    /// Hand out reads no faster than a drive of so many MB/s would, for measurements
+    #[arg(long, value_name = "MB/S", value_parser = positive(), hide = true)]
+    pace: Option<u32>,
     /// Who loses a slot that is needed: the expert used least often, older uses counting less and less (lfu), the
     /// least recently used one (lru), or the one whose uses, fading with time, add up to least (lrfu)
     #[arg(long, value_name = "NAME", default_value_t = EngineOptions::default().policy, value_parser = policies())]
@@ -167,14 +176,40 @@ impl BankArgs {
             pin: self.pin.clone(),
             trace: self.trace.clone(),
             memory_bytes: self.ram,
+            mlock: !self.no_mlock,
             reader_kind: self.reader.0,
             reader: self.reader.1,
             io_split: self.io_split,
             stripe: self.stripe,
+            pace_mb_per_s: self.pace,
             ..EngineOptions::default()
         };
         self.flash_moe.apply(&mut options);
         options
+    }
+
+    /// These options with those of `words` over them, such as `--bank 8GiB --prefetch off`. Errors: words that are no such options.
+    pub(crate) fn with(&self, words: &str) -> Result<Self, Failure> {
+        let hint = "options of loading and streaming, as in \"--bank 8GiB --prefetch off\"";
+        let usage = |error: clap::Error| {
+            let text = error.to_string();
+            let what = text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
+            Failure::usage(format!("in {words:?}: {what}"), hint)
+        };
+        let command = clap::Command::new("against").no_binary_name(true).disable_help_flag(true);
+        let mut matches =
+            Self::augment_args(command).try_get_matches_from(words.split_whitespace()).map_err(usage)?;
+        let alone = Self::from_arg_matches(&matches).map_err(usage)?;
+        alone.flash_moe.check(&alone.options())?;
+        // What the words do not name stays as it is.
+        let unnamed = |id: &&clap::Id| matches.value_source(id.as_str()) == Some(ValueSource::DefaultValue);
+        let unnamed: Vec<_> = matches.ids().filter(unnamed).cloned().collect();
+        for id in unnamed {
+            matches.try_clear_id(id.as_str()).map_err(|error| Failure::usage(error.to_string(), hint))?;
+        }
+        let mut changed = self.clone();
+        changed.update_from_arg_matches(&matches).map_err(usage)?;
+        Ok(changed)
     }
 
     /// As typed, for reports.

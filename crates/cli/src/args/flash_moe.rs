@@ -10,7 +10,7 @@ use files::Class;
 use crate::ui::error::{Failure, Report};
 
 /// Options of the model cards of Flash-MoE, for command lines that are copied from there; the guide lists them, `--help` does not
-#[derive(Debug, Default, Args)]
+#[derive(Debug, Clone, Default, Args)]
 pub(crate) struct FlashMoeArgs {
     /// stock, resident and resident-bank hold every expert; slot-bank is what happens anyway; the oracles read the trace of an earlier
     /// run from --moe-trace: all-hit replays its routing with every expert read in advance, prefetch reads ahead what it will need
@@ -53,6 +53,21 @@ pub(crate) struct FlashMoeArgs {
     /// Refuse options that have no effect here instead of saying so
     #[arg(long, hide = true)]
     strict: bool,
+}
+
+/// Flash-MoE's names for copies of the sidecar on further drives, each of which is read like those of --sidecar.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct LaneArgs {
+    #[arg(long, value_name = "DIR", hide = true, alias = "secondary-sidecar")]
+    moe_secondary_sidecar: Option<PathBuf>,
+    #[arg(long, value_name = "DIR", hide = true, alias = "tertiary-sidecar")]
+    moe_tertiary_sidecar: Option<PathBuf>,
+}
+
+impl LaneArgs {
+    pub(crate) fn copies(&self) -> impl Iterator<Item = &PathBuf> {
+        self.moe_secondary_sidecar.iter().chain(&self.moe_tertiary_sidecar)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -4,6 +4,31 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
+use super::flash_moe::LaneArgs;
+
+/// Where the experts are, for those who do not have them beside the model.
+#[derive(Debug, Args)]
+pub(crate) struct SidecarArgs {
+    /// Folder with the experts, when it cannot be found from MODEL. Given several times: identical copies on drives of
+    /// their own, all of which are read
+    #[arg(long, value_name = "DIR", alias = "moe-sidecar")]
+    sidecar: Vec<PathBuf>,
+    #[command(flatten)]
+    lanes: LaneArgs,
+}
+
+impl SidecarArgs {
+    /// What was given as the sidecar, if anything; the model's own one else.
+    pub(crate) fn first(&self) -> Option<&Path> {
+        self.sidecar.first().map(PathBuf::as_path)
+    }
+
+    /// Further copies of it.
+    pub(crate) fn copies(&self) -> Vec<PathBuf> {
+        self.sidecar.iter().skip(1).chain(self.lanes.copies()).cloned().collect()
+    }
+}
+
 /// For `run` and `chat`, whose free argument is the prompt.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Model")]
@@ -11,10 +36,8 @@ pub(crate) struct ModelArgs {
     /// GGUF file (any shard), model folder, sidecar folder, manifest or package file [default: the embedded demo]
     #[arg(short, long, value_name = "MODEL")]
     model: Option<PathBuf>,
-    /// Folder with the experts, when it cannot be found from MODEL. Given several times: identical copies on drives of
-    /// their own, all of which are read
-    #[arg(long, value_name = "DIR", alias = "moe-sidecar")]
-    pub(crate) sidecar: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(crate) sidecar: SidecarArgs,
 }
 
 impl ModelArgs {
@@ -34,10 +57,8 @@ pub(crate) struct ModelPath {
     /// The same as a flag
     #[arg(short = 'm', long = "model", value_name = "MODEL", conflicts_with = "positional")]
     flag: Option<PathBuf>,
-    /// Folder with the experts, when it cannot be found from MODEL. Given several times: identical copies on drives of
-    /// their own, all of which are read
-    #[arg(long, value_name = "DIR", alias = "moe-sidecar")]
-    pub(crate) sidecar: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(crate) sidecar: SidecarArgs,
 }
 
 impl ModelPath {

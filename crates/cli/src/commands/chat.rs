@@ -12,8 +12,8 @@ use files::Class;
 use rustyline::error::ReadlineError;
 use text::{Message, RenderOptions, Tokenizer, chat::encode};
 
-use crate::args::{BankArgs, ModelArgs, SamplingArgs};
-use crate::generation::{Printer, describe, generate, tokenizer};
+use crate::args::{GenerateArgs, ModelArgs};
+use crate::generation::{Printer, generate, tokenizer};
 use crate::session::{self, Session};
 use crate::ui::error::{Failure, Report};
 use crate::ui::stats::{RunStats, finish_note};
@@ -29,12 +29,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "TEXT", help_heading = "Conversation")]
     system: Option<String>,
     #[command(flatten)]
-    sampling: SamplingArgs,
-    #[command(flatten)]
-    bank: BankArgs,
-    /// Neither the memory plan nor the figures
-    #[arg(short, long, help_heading = "Output")]
-    quiet: bool,
+    generate: GenerateArgs,
     /// No figures at the end
     #[arg(long, help_heading = "Output")]
     no_stats: bool,
@@ -63,7 +58,7 @@ enum Line {
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let model = session::open(args.model.path(), &args.model.sidecar)?;
-    let session = session::load(&model, &args.bank, args.quiet)?;
+    let session = session::load(&model, &args.generate.bank, args.generate.quiet)?;
     let tokenizer = tokenizer(&session)?;
     if session.engine.chat_template().is_none() {
         return Err(Report::new(Class::Unsupported, "this model carries no chat template")
@@ -71,7 +66,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
             .hint("`slotbank run` continues a text without one")
             .into());
     }
-    let mut input = Input::open(args.quiet)?;
+    let mut input = Input::open(args.generate.quiet)?;
     let mut talk = Talk::new(args, session, tokenizer)?;
     let mut code = ExitCode::SUCCESS;
     // Ctrl-C counts from the last line that was entered: one for the reply that it stopped, one more leaves.
@@ -105,7 +100,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
         }
     }
     talk.session.finish()?;
-    if !args.quiet && !args.no_stats {
+    if !args.generate.quiet && !args.no_stats {
         ui::note(talk.figures().render());
     }
     Ok(code)
@@ -127,18 +122,14 @@ struct Talk {
 
 impl Talk {
     fn new(args: &Args, session: Session, tokenizer: std::sync::Arc<Tokenizer>) -> Result<Self, Failure> {
-        let options = GenerateOptions {
-            max_tokens: Some(args.sampling.max_tokens as usize),
-            sampling: args.sampling.options(),
-            ignore_eos: args.sampling.ignore_eos,
-        };
+        let options = args.generate.options();
         let mut talk = Self {
             sequence: session.engine.new_sequence()?,
             cached: Vec::new(),
             system: args.system.clone(),
             messages: Vec::new(),
             options,
-            stats: describe(&session),
+            stats: RunStats::default(),
             interrupted: false,
             session,
             tokenizer,
@@ -153,6 +144,7 @@ impl Talk {
 
     fn figures(&self) -> RunStats {
         let mut stats = self.stats.clone();
+        stats.set_engine(self.session.engine.stats());
         stats.set_experts(self.session.counters());
         stats
     }

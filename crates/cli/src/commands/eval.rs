@@ -14,7 +14,7 @@ use files::Class;
 use serde::{Deserialize, Serialize};
 use text::{Specials, Tokenizer};
 
-use crate::args::{BankArgs, ModelPath, SamplingArgs};
+use crate::args::{GenerateArgs, ModelPath};
 use crate::generation::{Printer, generate, tokenizer};
 use crate::session::{self, Session};
 use crate::ui::error::{Failure, Report};
@@ -44,12 +44,7 @@ pub(crate) struct Args {
     #[arg(long, conflicts_with = "sample", help_heading = "Output")]
     json: bool,
     #[command(flatten)]
-    sampling: SamplingArgs,
-    #[command(flatten)]
-    bank: BankArgs,
-    /// Neither the memory plan nor progress
-    #[arg(short, long, help_heading = "Output")]
-    quiet: bool,
+    generate: GenerateArgs,
 }
 
 const AFTER_HELP: &str = "\
@@ -106,7 +101,7 @@ struct Sample<'a> {
 pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let items = args.items.as_deref().map(read_items).transpose()?;
     let model = session::open(args.model.path(), &args.model.sidecar)?;
-    let mut session = session::load(&model, &args.bank, args.quiet)?;
+    let mut session = session::load(&model, &args.generate.bank, args.generate.quiet)?;
     let tokenizer = tokenizer(&session)?;
     let done = match (&items, args.sample, &args.prompt) {
         (Some(items), ..) => answer_all(args, &model.name, &mut session, &tokenizer, items),
@@ -159,7 +154,7 @@ fn answer_all(
     tokenizer: &std::sync::Arc<Tokenizer>,
     items: &[Item],
 ) -> Result<ExitCode, Failure> {
-    let bar = Bar::count(args.quiet, items.len() as u64);
+    let bar = Bar::count(args.generate.quiet, items.len() as u64);
     let (mut all, mut groups) = (Score::default(), BTreeMap::<String, Score>::new());
     for (done, item) in items.iter().enumerate() {
         let message = format!("{} of {done} right", all.right);
@@ -188,7 +183,8 @@ fn answer_all(
         }
     }
     drop(bar);
-    let outcome = Outcome { model: name.to_owned(), attention: args.bank.attention_name(), all, groups };
+    let outcome =
+        Outcome { model: name.to_owned(), attention: args.generate.bank.attention_name(), all, groups };
     if args.details {
         ui::print(serde_json::to_string(&outcome).expect("plain fields"))?;
     } else if args.json {
@@ -207,14 +203,13 @@ fn sample_all(
     prompt: &str,
 ) -> Result<ExitCode, Failure> {
     let tokens = tokenizer.encode(prompt, Specials::Parse)?;
-    let bar = Bar::count(args.quiet, count);
+    let bar = Bar::count(args.generate.quiet, count);
     for i in 0..count {
         bar.set(i, count, "samples");
-        let seed = args.sampling.seed.wrapping_add(i);
+        let seed = args.generate.sampling.seed.wrapping_add(i);
         let options = GenerateOptions {
-            max_tokens: Some(args.sampling.max_tokens as usize),
-            sampling: SamplingOptions { seed, ..args.sampling.options() },
-            ignore_eos: args.sampling.ignore_eos,
+            sampling: SamplingOptions { seed, ..args.generate.sampling.options() },
+            ..args.generate.options()
         };
         let (completion, finish) = complete(session, tokenizer, &tokens, &options)?;
         if finish == Finish::Interrupted {

@@ -4,11 +4,11 @@ use std::io::{IsTerminal, Read, Write};
 use std::process::ExitCode;
 
 use engine::forecast::Forecast;
-use engine::{Engine, Finish, GenerateOptions};
+use engine::{Engine, Finish};
 use files::Class;
 use text::Specials;
 
-use crate::args::{BankArgs, ModelArgs, SamplingArgs};
+use crate::args::{GenerateArgs, ModelArgs};
 use crate::forecast::{self, Hits, RateArgs};
 use crate::generation::{Printer, describe, generate, tokenizer};
 use crate::session;
@@ -31,15 +31,10 @@ pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
-    sampling: SamplingArgs,
-    #[command(flatten)]
-    bank: BankArgs,
+    generate: GenerateArgs,
     /// Print one JSON object with text, tokens and figures at the end instead of streaming
     #[arg(long, help_heading = "Output")]
     json: bool,
-    /// Neither the memory plan nor the figures
-    #[arg(short, long, help_heading = "Output")]
-    quiet: bool,
     /// Compare the figures with what the plan lets one expect; that measures drive, memory and kernels first,
     /// for about a second
     #[arg(long, help_heading = "Output", conflicts_with_all = ["no_stats", "quiet"])]
@@ -64,18 +59,14 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let prompt = prompt(args)?;
     let model = session::open(args.model.path(), &args.model.sidecar)?;
     let expected = if args.stats { Some(expected(&model, args)?) } else { None };
-    let mut session = session::load(&model, &args.bank, args.quiet)?;
+    let mut session = session::load(&model, &args.generate.bank, args.generate.quiet)?;
     let tokenizer = tokenizer(&session)?;
     let tokens = tokenizer.encode(&prompt, Specials::Parse)?;
-    if !args.quiet && !args.json && std::io::stdout().is_terminal() {
+    if !args.generate.quiet && !args.json && std::io::stdout().is_terminal() {
         // The continuation reads on from the prompt, yet stdout holds the continuation alone.
         let _ = write!(std::io::stderr(), "\n{}", Paint::Dim.on(&prompt));
     }
-    let options = GenerateOptions {
-        max_tokens: Some(args.sampling.max_tokens as usize),
-        sampling: args.sampling.options(),
-        ignore_eos: args.sampling.ignore_eos,
-    };
+    let options = args.generate.options();
     let mut sequence = session.engine.new_sequence()?;
     let mut printer = Printer::new(&tokenizer, !args.json);
     let generation = generate(&mut session, &mut sequence, &tokens, &options, &mut printer)?;
@@ -86,6 +77,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let (text, emitted) = printed?;
     stats.add(&generation, emitted);
     stats.set_experts(session.counters());
+    if args.stats {
+        stats.set_layers(&session.layers());
+    }
     stats.planned = expected.and_then(|expected| {
         let decoded = session.engine.bank_stats().map(|_| generation.decode.experts);
         let (passes, ns) = (generation.decode_passes as u64, generation.decode_ns);
@@ -93,13 +87,13 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     });
     if args.json {
         let (tokens, finish) = (&generation.tokens[..], generation.finish);
-        let (model, prompt, seed) = (&model.name[..], &prompt[..], args.sampling.seed);
+        let (model, prompt, seed) = (&model.name[..], &prompt[..], args.generate.sampling.seed);
         ui::print_json(&Output { model, prompt, text, tokens, finish, seed, stats: &stats })?;
     }
     if let Some(note) = finish_note(generation.finish, session.engine.model().context) {
         ui::note(note);
     }
-    if !args.quiet && !args.no_stats {
+    if !args.generate.quiet && !args.no_stats {
         ui::note(stats.render());
     }
     Ok(match generation.finish {
@@ -110,7 +104,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
 
 /// What the plan lets one expect of a token, by rates measured now.
 fn expected(model: &session::Model, args: &Args) -> Result<Forecast, Failure> {
-    let options = args.bank.options();
+    let options = args.generate.bank.options();
     let plan = Engine::plan(&model.checkpoint, &options)?;
     let (rates, hits) = (RateArgs::default(), Hits::Estimate);
     let outlook = forecast::outlook(&model.checkpoint, &plan, &options, &rates, &hits, false)?;

@@ -38,11 +38,11 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let path = session::locate(args.model.path())?.0;
-    if args.model.sidecar.len() > 1 {
+    if !args.model.sidecar.copies().is_empty() {
         return Err(Failure::usage("several sidecars are given", "verify one copy after the other"));
     }
     let options = Options {
-        sidecar: args.model.sidecar.first().cloned(),
+        sidecar: args.model.sidecar.first().map(Path::to_owned),
         mode: if args.quick { Mode::Quick } else { Mode::Full },
         against: args.against.clone(),
         packers: engine::known_packers(),
@@ -67,22 +67,42 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     }
 }
 
-/// The same check before a run: a bad model is not run.
+/// The same check before a run, of every copy of the sidecar: a bad model is not run. A further copy without sums of its own is
+/// compared with the first.
 pub(crate) fn before_run(model: &session::Model, quiet: bool) -> Result<(), Failure> {
-    let options = Options {
-        sidecar: model.sidecar.clone(),
-        mode: Mode::Full,
-        against: None,
-        packers: engine::known_packers(),
-        write_sums: false,
-        threads: None,
-        stop: None,
+    let check = |sidecar: Option<&PathBuf>, against: Option<&PathBuf>| {
+        let options = Options {
+            sidecar: sidecar.cloned(),
+            mode: Mode::Full,
+            against: against.cloned(),
+            packers: engine::known_packers(),
+            write_sums: false,
+            threads: None,
+            stop: None,
+        };
+        with_progress(&model.path, options, quiet)
     };
-    let report = with_progress(&model.path, options, quiet)?;
-    if !quiet || !report.bad.is_empty() {
-        ui::note(render(&report));
+    let say = |report: &Report, copy: &str| {
+        if !quiet || !report.bad.is_empty() {
+            ui::note(format!("{copy}{}", render(report)));
+        }
+    };
+    let first = check(model.sidecar.as_ref(), None)?;
+    say(&first, "");
+    first.check()?;
+    for copy in &model.copies {
+        let mut report = check(Some(copy), None)?;
+        if report.is_ok() && report.sums == SumsState::Absent {
+            report = check(Some(copy), Some(model.sidecar.as_ref().unwrap_or(&model.path)))?;
+        }
+        say(&report, &format!("{}: ", copy.display()));
+        report.check().map_err(|error| match error {
+            // Else the model's own file would be named, whichever copy it is.
+            files::Error::Integrity { why, .. } => files::Error::Integrity { path: copy.clone(), why },
+            error => error,
+        })?;
     }
-    Ok(report.check()?)
+    Ok(())
 }
 
 /// With a bar, and until somebody interrupts.

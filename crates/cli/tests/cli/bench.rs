@@ -88,6 +88,133 @@ fn speed_computes_the_last_layer_for_the_logits_that_are_wanted() {
     assert_eq!(one.as_array().map(Vec::len), Some(1));
 }
 
+const AGAINST: &str = "bench speed m --prompt 6 --gen 5 --rounds 3 --warm-up 3 -t 2";
+
+fn against(place: &Place, words: &str, extra: &str) -> crate::support::Done {
+    let args: Vec<&str> = AGAINST.split(' ').chain(extra.split_whitespace()).collect();
+    place.run_args(&[&args[..], &["--against", words]].concat())
+}
+
+/// Both sides have what they would have by themselves: bank, reader, policy; rounds read as much as in a run of their own.
+#[test]
+fn speed_compares_two_sides_in_turns() {
+    let place = Place::new();
+    package(&place, "m");
+    let words = "--bank 4 --policy lru --reader sim --no-hits-first --prefetch off";
+    let json = against(&place, words, "--bank all --json").expect(0).json();
+    let other = &json["against"];
+    assert_eq!(other["given"], words);
+    assert_eq!(
+        (&json["options"]["bank"], &other["options"]["bank"]),
+        (&"All".into(), &"SlotsPerLayer(4)".into())
+    );
+    assert_eq!((&json["slots"], &other["slots"]), (&36.into(), &12.into()));
+    assert_eq!(
+        (&json["options"]["hits_first"], &other["options"]["hits_first"]),
+        (&true.into(), &false.into())
+    );
+    assert_ne!(json["reader"], other["reader"]);
+    let (mine, others, ratios) = (&json["tests"], &other["tests"], &other["ratios"]);
+    assert_eq!([mine, others, ratios].map(|list| list.as_array().expect("a list").len()), [2; 3]);
+    for i in 0..2 {
+        assert_eq!(mine[i]["likeliest"], others[i]["likeliest"]);
+        assert_eq!((&ratios[i]["test"], &ratios[i]["tokens"]), (&mine[i]["test"], &mine[i]["tokens"]));
+        let (rounds, by_round) = (mine[i]["rounds"].as_array().expect("rounds"), &ratios[i]["rounds"]);
+        assert_eq!((rounds.len(), by_round.as_array().map(Vec::len)), (3, Some(3)));
+        for (round, ratio) in by_round.as_array().expect("ratios").iter().enumerate() {
+            let speed =
+                |side: &serde_json::Value| side[i]["rounds"][round]["tokens_per_s"].as_f64().expect("a rate");
+            let expected = speed(mine) / speed(others);
+            assert!((ratio.as_f64().expect("a ratio") / expected - 1.0).abs() < 1e-9, "{ratio} {expected}");
+            // All resident, against four slots per layer.
+            assert_eq!(mine[i]["rounds"][round]["misses"], 0);
+            assert!(others[i]["rounds"][round]["misses"].as_u64() > Some(0));
+        }
+        let of = |key: &str| ratios[i][key].as_f64().expect("a number");
+        assert!(of("min") <= of("median") && of("median") <= of("max"));
+    }
+}
+
+/// What a side does in its turns is what it does alone: the same misses in a cold bank, whoever had the engine before.
+#[test]
+fn speed_against_leaves_nothing_to_the_next_round() {
+    let place = Place::new();
+    package(&place, "m");
+    // No policy that remembers what left the bank: a run of its own goes on with that from round to round.
+    let cold = "--cold --policy lru --prefetch off --json";
+    let both = against(&place, "--bank 25%", &format!("{cold} --bank 5")).expect(0).json();
+    let alone = |bank: &str| place.run(&format!("{AGAINST} {cold} --bank {bank}")).expect(0).json();
+    for (side, by_itself) in [(&both, &alone("5")), (&both["against"], &alone("25%"))] {
+        assert_eq!(side["slots"], by_itself["slots"]);
+        for test in 0..2 {
+            for round in 0..3 {
+                let counts = |json: &serde_json::Value| {
+                    let round = &json["tests"][test]["rounds"][round];
+                    ["hits", "misses", "bytes_read", "cold"].map(|key| round[key].as_u64().expect("a count"))
+                };
+                assert_eq!(counts(side), counts(by_itself), "{test} {round}");
+                assert!(counts(side)[1] > 0);
+            }
+        }
+    }
+}
+
+#[test]
+fn speed_against_has_every_format() {
+    let place = Place::new();
+    package(&place, "m");
+    let words = "--prefetch off";
+    let table = against(&place, words, "--bank 5 -q --parts").expect(0).stdout;
+    assert_eq!(table.lines().filter(|line| line.trim_start().starts_with(words)).count(), 4, "{table}");
+    assert_eq!(table.matches("times the tokens/s of --prefetch off").count(), 2, "{table}");
+    let csv = against(&place, words, "--bank 5 -o csv").expect(0).stdout;
+    let lines: Vec<&str> = csv.lines().collect();
+    assert_eq!(lines.len(), 5, "{csv}");
+    assert!(lines[0].ends_with("against,ratio,ratio_min,ratio_max"), "{csv}");
+    assert!(lines[2].ends_with("\"--prefetch off\",,,") && !lines[1].contains("--prefetch off"), "{csv}");
+    let jsonl = against(&place, words, "--bank 5 -o jsonl").expect(0).stdout;
+    let records: Vec<serde_json::Value> =
+        jsonl.lines().map(|line| serde_json::from_str(line).expect("an object per line")).collect();
+    assert_eq!(records.len(), 4);
+    for pair in records.chunks(2) {
+        assert_eq!(pair[0]["test"], pair[1]["test"]);
+        let of = |key: &str| pair[0][key].as_f64().expect("a number");
+        assert!(0.0 < of("ratio_min") && of("ratio_min") <= of("ratio") && of("ratio") <= of("ratio_max"));
+        assert!(pair[1]["ratio"].is_null() && pair[1]["against"] == words);
+    }
+    let md = against(&place, words, "--bank 5 -o md").expect(0).stdout;
+    assert!(md.lines().count() == 6 && md.contains("| ratio |"), "{md}");
+    // The same again, which shows the noise.
+    let same = against(&place, "", "--bank 5 -q").expect(0).stdout;
+    assert!(same.contains("times the tokens/s of the same again"), "{same}");
+}
+
+#[test]
+fn speed_against_refuses_what_it_cannot_compare() {
+    let place = Place::new();
+    package(&place, "m");
+    for (words, extra, needle) in [
+        ("--threads 1", "", "--threads"),
+        ("--ctx 64", "", "--ctx"),
+        ("--moe-topk 1", "", "--moe-topk"),
+        ("--attention dense", "", "--attention"),
+        ("--moe-force-expert 1", "", "routing"),
+        ("--trace t.jsonl", "", "--trace"),
+        ("--dump d.json", "", "--dump"),
+        ("--bank 5", "--trace t.jsonl", "--against"),
+        ("--prompt 5", "", "--prompt"),
+        ("--bank many", "", "many"),
+        ("m", "", "m"),
+        ("--stripe", "", "--stripe"),
+        ("--moe-mode oracle-prefetch", "", "--moe-trace"),
+        ("--moe-prefill-layer-major --strict", "", "--moe-prefill-layer-major"),
+    ] {
+        let done = against(&place, words, extra).expect(2);
+        assert!(done.stdout.is_empty() && done.stderr.contains(needle), "{words}: {}", done.stderr);
+    }
+    assert!(!place.path("t.jsonl").exists());
+}
+
 #[test]
 fn speed_prints_a_table() {
     let place = Place::new();
@@ -95,6 +222,30 @@ fn speed_prints_a_table() {
     let done = place.run("bench speed m.gguf --prompt 4 --gen 2 --rounds 1 --bank all -q").expect(0);
     assert!(done.stdout.contains("prefill 4") && done.stdout.contains("decode 2"), "{}", done.stdout);
     assert!(done.stdout.contains("m.gguf · cpu"), "{}", done.stdout);
+}
+
+/// What a round went into, reads that are waited for included, is all of its time; the drive's time lies inside it.
+#[test]
+fn speed_accounts_for_all_of_the_time() {
+    let place = Place::new();
+    silent().write(&place.path("m.gguf"));
+    let args = "bench speed m.gguf --prompt 0 --gen 8 --rounds 1 --bank 3 -q --parts";
+    let table = place.run(args).expect(0).stdout;
+    assert!(table.contains("I/O wall/token") && table.contains("waiting for reads"), "{table}");
+    let row = table.lines().find(|line| line.trim_start().starts_with("decode 8  ")).expect("a row");
+    let rate: f64 = row.split_whitespace().nth(2).expect("a rate").parse().expect("a number");
+    let line = table.lines().find(|line| line.contains("decode 8:")).expect("parts");
+    let ms = line.split('(').skip(1).map(|part| part.split_once(" ms)").expect("milliseconds").0);
+    let parts: Vec<f64> = ms.map(|ms| ms.parse().expect("a number")).collect();
+    // Each is rounded to a hundredth.
+    let (whole, sum) = (1e3 / rate, parts.iter().sum::<f64>());
+    assert!((whole - sum).abs() < 0.005 * (parts.len() + 1) as f64 + whole * 1e-3, "{whole} {sum}\n{table}");
+    let json = place.run(&format!("{args} --json")).expect(0).json();
+    let round = &json["tests"][0]["rounds"][0];
+    let ns = |key: &str| round[key].as_u64().unwrap_or_else(|| panic!("no {key} in {round}"));
+    assert!(ns("io_wall_ns") > 0 && ns("io_wall_ns") <= ns("wall_ns"), "{round}");
+    assert!(ns("stall_ns") <= ns("wall_ns"), "{round}");
+    assert!(json["tests"][0]["io_wall_ms_per_token"]["median"].as_f64() > Some(0.0), "{json}");
 }
 
 #[test]

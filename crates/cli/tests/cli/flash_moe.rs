@@ -71,6 +71,55 @@ fn verifying_before_the_run_happens_in_every_mode() {
     }
 }
 
+/// Every copy, in every mode: by its own sums, and without any by the first copy's bytes.
+#[test]
+fn verifying_before_the_run_reads_every_copy() {
+    for sums in [true, false] {
+        let place = Place::new();
+        let (_, second) = (package(&place, "a"), package(&place, "b"));
+        place.run("verify a --write-sums -q").expect(0);
+        if sums {
+            place.run("verify b --write-sums -q").expect(0);
+        }
+        let run = format!("{RUN} -m a --sidecar a/sidecar --sidecar b/sidecar --moe-verify-sidecar")
+            .replace("-m m ", "");
+        let done = place.run(&run).expect(0);
+        assert_eq!(done.stderr.matches("ok: ").count(), 2, "{}", done.stderr);
+        flip(&second.sidecar.join("layer_002.bin"), 100);
+        for mode in ["stock", "resident-slot-bank --moe-slot-bank 4", "slot-bank"] {
+            let done = place.run(&format!("{run} -q --moe-mode {mode}")).expect(7);
+            let error = done.stderr.split("error:").nth(1).unwrap_or_default();
+            assert!(done.stdout.is_empty() && error.contains("b/sidecar"), "{mode}: {}", done.stderr);
+            assert!(done.stderr.contains("b/sidecar/layer_002.bin"), "{mode}: {}", done.stderr);
+        }
+        let record = run.replace("run Hello", "trace record t.jsonl Hello");
+        assert!(place.run(&format!("{record} -q")).expect(7).stderr.contains("b/sidecar/layer_002.bin"));
+        assert!(!place.path("t.jsonl").exists());
+    }
+}
+
+/// Flash-MoE's names for further copies: read like those of --sidecar, and checked like them.
+#[test]
+fn its_secondary_and_tertiary_sidecars_are_copies() {
+    let place = Place::new();
+    let (_, _, third) = (package(&place, "m"), package(&place, "b"), package(&place, "c"));
+    let reference = place.run(&format!("{RUN} -q")).expect(0).stdout;
+    let lanes = "--moe-sidecar m --moe-secondary-sidecar b --moe-tertiary-sidecar c";
+    let done = place.run(&format!("{RUN} {lanes} --bank 4")).expect(0);
+    assert_eq!(done.stdout, reference);
+    assert!(done.stderr.contains("over 3 copies"), "{}", done.stderr);
+    let short = "--moe-sidecar m --secondary-sidecar b --bank 4 --stripe -q";
+    assert_eq!(place.run(&format!("{RUN} {short}")).expect(0).stdout, reference);
+    // The model's own sidecar is the first one where none is named.
+    let alone = "--tertiary-sidecar c --bank 4 --stripe -q";
+    assert_eq!(place.run(&format!("{RUN} {alone}")).expect(0).stdout, reference);
+    let twice = place.run(&format!("{RUN} --moe-sidecar m --moe-secondary-sidecar m")).expect(2);
+    assert!(twice.stderr.contains("twice"), "{}", twice.stderr);
+    flip(&third.sidecar.join("layer_002.bin"), 100);
+    let done = place.run(&format!("{RUN} {lanes} -q --moe-verify-sidecar")).expect(7);
+    assert!(done.stderr.contains("c/sidecar/layer_002.bin"), "{}", done.stderr);
+}
+
 #[test]
 fn diagnostics_give_other_texts() {
     let place = Place::new();

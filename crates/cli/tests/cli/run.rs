@@ -110,6 +110,37 @@ fn json_holds_text_tokens_and_figures() {
     );
 }
 
+/// Computing, waiting and the rest are all of the time; the drive's time lies inside it and is the sum of the layers'.
+#[test]
+fn figures_add_up_to_the_whole() {
+    let place = Place::new();
+    package(&place, "m");
+    let json =
+        place.run("run Hello -m m -n 24 --ignore-eos --temp 0 --json --bank 3 --stats").expect(0).json();
+    let stats = &json["stats"];
+    let ns = |value: &serde_json::Value| value.as_u64().expect("nanoseconds");
+    for (whole, went) in [("prompt_ns", "prompt_went"), ("decode_ns", "decode_went")] {
+        let parts = stats[went].as_array().expect("parts");
+        assert_eq!(parts.iter().map(|part| ns(&part[1])).sum::<u64>(), ns(&stats[whole]), "{stats}");
+        let named: Vec<_> = parts.iter().map(|part| part[0].as_str().expect("a name")).collect();
+        assert!(named.contains(&"waiting for reads") && named.contains(&"other"), "{named:?}");
+    }
+    let (experts, whole) = (&stats["experts"], ns(&stats["prompt_ns"]) + ns(&stats["decode_ns"]));
+    assert!(ns(&experts["io_wall_ns"]) > 0 && ns(&experts["io_wall_ns"]) <= whole, "{stats}");
+    let layers = stats["layers"].as_array().expect("layers");
+    let ms = |key: &str| layers.iter().map(|layer| layer[key].as_f64().expect("a figure")).sum::<f64>();
+    let tokens = (ns(&stats["prompt_tokens"]) + ns(&stats["decode_passes"])) as f64;
+    for (key, total) in [("io_wall_ms_per_token", "io_wall_ns"), ("stall_ms_per_token", "stall_ns")] {
+        let total = ns(&experts[total]) as f64 / 1e6 / tokens;
+        assert!((ms(key) - total).abs() < 1e-9 + total * 1e-9, "{key}: {stats}");
+    }
+    // What lies inside the layers' calls is a part of the whole.
+    let inside = ms("computing_ms_per_token") + ms("stall_ms_per_token");
+    assert!(inside > 0.0 && inside * tokens * 1e6 <= whole as f64 * (1.0 + 1e-9), "{stats}");
+    let done = place.run("run Hello -m m -n 4 --ignore-eos --bank 3 --stats").expect(0);
+    assert!(done.stderr.contains("I/O wall/token") && done.stderr.contains("I/O wall "), "{}", done.stderr);
+}
+
 #[test]
 fn the_prompt_comes_from_stdin_when_it_is_piped() {
     let place = Place::new();

@@ -257,6 +257,10 @@ pub trait Backend: Send {
         spec: &WeightSpec,
         read: &mut dyn FnMut(&mut [u8]) -> Result<(), Error>,
     ) -> Result<WeightId, Error>;
+    /// Asks the system never to write the weights to swap. False, and nothing is different, where it refuses that for one of them.
+    fn lock_weights(&mut self) -> bool {
+        false
+    }
     /// An activation buffer of `len` f32.
     fn buffer(&mut self, len: usize) -> Buf;
     /// `rows` cached rows of `width` elements, of which the first `coarse` may be rounded to 8 bits.

@@ -45,7 +45,6 @@ impl Lookahead {
     pub(crate) fn new(loader: &mut Loader<'_>, c: &RouterConfig) -> Result<Self, Error> {
         let mode = loader.options.prefetch;
         let routers = std::mem::take(&mut loader.routers);
-        let needed = if mode == Prefetch::Off { 0 } else { c.n_experts };
         let oracle = match (&loader.options.oracle, mode) {
             (Some(path), Prefetch::Oracle) => Some(Oracle::open(path)?),
             (None, Prefetch::Oracle) => {
@@ -56,7 +55,7 @@ impl Lookahead {
         Ok(Self {
             mode,
             judge: Judge::default(),
-            logits: loader.buffer(needed),
+            logits: loader.buffer(c.n_experts),
             scratch: RouterState::new(c),
             ids: vec![0; c.top_k],
             weights: vec![0.0; c.top_k],
@@ -67,11 +66,36 @@ impl Lookahead {
         })
     }
 
+    /// Guesses in another way from now on, and forgets what was seen and measured; not for oracles, whose trace is read at load.
+    pub(crate) fn set_mode(&mut self, mode: Prefetch) {
+        (self.mode, self.judge, self.seen) = (mode, Judge::default(), false);
+    }
+
     /// A step of several tokens asks for more experts than anybody could guess.
     pub(crate) fn pause(&mut self, layer: u32, k: usize, n_tokens: usize) -> Result<(), Error> {
         self.judge.pause();
         self.seen = false;
         self.oracle.as_mut().map_or(Ok(()), |oracle| oracle.take(layer, k, n_tokens).map(drop))
+    }
+
+    /// Before a dense layer whose next layer is the first routed one: `x` is the row that its FFN sees.
+    pub(crate) fn lead(
+        &mut self,
+        backend: &mut dyn Backend,
+        bank: &mut Bank,
+        c: &RouterConfig,
+        layer: u32,
+        x: View,
+    ) -> Result<(), Error> {
+        if !self.guesses(bank) || self.routers.first().is_none_or(|first| first.layer != layer + 1) {
+            return Ok(());
+        }
+        self.begin_token(bank);
+        // An oracle and a previous token are asked in the last layer already.
+        match self.mode {
+            Prefetch::Auto | Prefetch::NextLayer => self.ask_router(backend, bank, c, 0, x),
+            _ => Ok(()),
+        }
     }
 
     /// Tells the bank what the layer after `layer` will probably ask for. `x` is the one row that `layer`'s own router has seen,
@@ -85,12 +109,12 @@ impl Lookahead {
         x: View,
         chosen: &[u32],
     ) -> Result<(), Error> {
-        if self.mode == Prefetch::Off || bank.plan().is_resident() {
+        if !self.guesses(bank) {
             return Ok(());
         }
         let Some(at) = self.routers.iter().position(|router| router.layer == layer) else { return Ok(()) };
-        if at == 0 {
-            self.judge.token(Instant::now());
+        if at == 0 && layer == 0 {
+            self.begin_token(bank); // no layer leads
         }
         let k = c.top_k;
         if let Some(oracle) = &mut self.oracle {
@@ -104,17 +128,36 @@ impl Lookahead {
         let next = (at + 1) % self.routers.len();
         let known = self.seen;
         self.seen |= next == 0;
-        if self.mode == Prefetch::Auto && !self.judge.is_on() {
-            return Ok(());
-        }
-        if self.mode == Prefetch::Previous {
-            if known {
-                bank.read_ahead(self.routers[next].layer, &self.previous[next * k..][..k])?;
+        match self.mode {
+            Prefetch::Previous if known => {
+                Ok(bank.read_ahead(self.routers[next].layer, &self.previous[next * k..][..k])?)
             }
-            return Ok(());
+            // Nobody knows the next token yet.
+            Prefetch::Auto | Prefetch::NextLayer if next > 0 => self.ask_router(backend, bank, c, next, x),
+            _ => Ok(()),
         }
-        if next == 0 {
-            // The first layer of the next token: nobody knows that token yet.
+    }
+
+    fn guesses(&self, bank: &Bank) -> bool {
+        self.mode != Prefetch::Off && !bank.plan().is_resident()
+    }
+
+    fn begin_token(&mut self, bank: &Bank) {
+        if self.mode == Prefetch::Auto {
+            self.judge.token(Instant::now(), bank.stats().total().misses);
+        }
+    }
+
+    /// Asks the router at `next` early, with `x` for what it will see.
+    fn ask_router(
+        &mut self,
+        backend: &mut dyn Backend,
+        bank: &mut Bank,
+        c: &RouterConfig,
+        next: usize,
+        x: View,
+    ) -> Result<(), Error> {
+        if self.mode == Prefetch::Auto && !self.judge.is_on() {
             return Ok(());
         }
         let router = &self.routers[next];

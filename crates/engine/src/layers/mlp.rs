@@ -6,10 +6,11 @@ use crate::layers::ffn::{Ffn, FfnState};
 use crate::layers::moe::{Moe, MoeConfig, MoeState};
 use crate::load::Loader;
 use crate::models::{Rows, Step};
+use crate::options::Prefetch;
 
 /// Weights of one layer.
 pub(crate) enum Mlp {
-    Dense(Ffn),
+    Dense { layer: u32, ffn: Ffn },
     Sparse(Moe),
 }
 
@@ -30,6 +31,11 @@ impl MlpState {
         let width = dense_width.max(c.shared_width());
         Ok(Self { ffn: FfnState::new(loader, rows[1], width), moe: MoeState::new(loader, c, rows)? })
     }
+
+    /// As [`MoeState::set_prefetch`].
+    pub(crate) fn set_prefetch(&mut self, prefetch: Prefetch) {
+        self.moe.set_prefetch(prefetch);
+    }
 }
 
 impl Mlp {
@@ -41,7 +47,9 @@ impl Mlp {
         dense_width: Option<usize>,
     ) -> Result<Self, Error> {
         match dense_width {
-            Some(width) => Ok(Self::Dense(Ffn::load(loader, layer, "", c.hidden_size, width)?)),
+            Some(width) => {
+                Ok(Self::Dense { layer, ffn: Ffn::load(loader, layer, "", c.hidden_size, width)? })
+            }
             None => Ok(Self::Sparse(Moe::load(loader, layer, c)?)),
         }
     }
@@ -57,8 +65,12 @@ impl Mlp {
         y: View,
     ) -> Result<(), Error> {
         match self {
-            Self::Dense(ffn) => {
-                ffn.forward(step.backend, &s.ffn, x, rows.wanted().len(), y);
+            Self::Dense { layer, ffn } => {
+                let n = rows.wanted().len();
+                if n == 1 {
+                    s.moe.lead(step, c, *layer, x)?; // the first routed layer's experts may come next
+                }
+                ffn.forward(step.backend, &s.ffn, x, n, y);
                 Ok(())
             }
             Self::Sparse(moe) => moe.forward(step, c, &mut s.moe, &s.ffn, x, rows, y),

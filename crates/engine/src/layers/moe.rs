@@ -17,7 +17,7 @@ use crate::layers::oracle::Oracle;
 use crate::layers::router::{Gating, RouterConfig, RouterState, route, weigh};
 use crate::load::Loader;
 use crate::models::{Rows, Step};
-use crate::options::Routing;
+use crate::options::{Prefetch, Routing};
 use crate::packed;
 use crate::{EngineOptions, Error};
 
@@ -160,6 +160,27 @@ impl MoeState {
             routing: loader.options.routing,
             oracle: oracle_of(loader.options)?,
         })
+    }
+
+    /// Called before the FFN of a dense layer, which sees the one row `x`: the routed layer after it is guessed early, too.
+    pub(crate) fn lead(
+        &mut self,
+        step: &mut Step<'_>,
+        c: &MoeConfig,
+        layer: u32,
+        x: View,
+    ) -> Result<(), Error> {
+        match step.bank.as_deref_mut() {
+            Some(bank) if self.routing != Routing::RouterOnly => {
+                self.lookahead.lead(step.backend, bank, &c.router, layer, x)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// As [`Lookahead::set_mode`].
+    pub(crate) fn set_prefetch(&mut self, prefetch: Prefetch) {
+        self.lookahead.set_mode(prefetch);
     }
 
     /// Sorts the pairs by expert, keeping token order inside an expert.

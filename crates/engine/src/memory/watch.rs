@@ -2,6 +2,9 @@
 //! tasks stood still for want of memory, and memory left.
 //!
 //! The hit rate is no sign: a bank that the system swaps out hits as often as one in memory, and is many times slower.
+//!
+//! A bank that was made smaller grows again once memory has been fine for a while, in steps smaller than those down; each growth that
+//! turns out to have been too much doubles the wait before the next, so that a bank does not swing between two sizes.
 
 use std::time::Duration;
 
@@ -25,6 +28,10 @@ pub struct Needs {
     pub bank_bytes: u64,
     /// Bytes of the smallest bank that works.
     pub floor_bytes: u64,
+    /// Bytes of the bank as it was planned: it never grows beyond that.
+    pub planned_bytes: u64,
+    /// Whether every slot is in use. Else more of them would gain nothing, and those that are empty may not have their memory yet.
+    pub full: bool,
     /// What the bank was planned to leave to the system.
     pub reserve_bytes: u64,
 }
@@ -40,6 +47,11 @@ pub enum Decision {
         to_bytes: u64,
         /// What was seen.
         why: Sign,
+    },
+    /// Memory has been fine for long enough: make it this large; never beyond what was planned.
+    Grow {
+        /// Bytes that it should have.
+        to_bytes: u64,
     },
     /// It should be smaller and is at its floor.
     AtFloor {
@@ -65,6 +77,14 @@ const MAJOR_FAULTS_PER_S: f64 = 50.0;
 const STALLED_SHARE: f64 = 0.10;
 /// A step down where nothing says how much is too much: an eighth of the bank.
 const STEP: u64 = 8;
+/// A step up: a sixteenth of what was planned, half of a step down at most.
+const STEP_UP: u64 = 16;
+/// How long memory has to be fine before the first step up; doubled by each shrink that undoes a growth.
+const CALM: Duration = Duration::from_secs(30);
+/// However often that happened: one vain attempt an hour.
+const CALM_MAX: Duration = Duration::from_secs(3600);
+/// From one step up to the next, while all stays fine: time for the new slots to be filled.
+const PAUSE: Duration = Duration::from_secs(10);
 /// Samples closer together than this say nothing about rates.
 const INTERVAL_MIN: Duration = Duration::from_millis(200);
 
@@ -99,19 +119,71 @@ pub fn decide(before: &Sample, now: &Sample, needs: &Needs) -> Decision {
     if to_bytes < needs.bank_bytes { Decision::Shrink { to_bytes, why } } else { Decision::AtFloor { why } }
 }
 
-/// Looks now and then, and remembers the last look. Between two looks it costs a clock; a look allocates nothing.
+/// What a row of samples adds up to.
+#[derive(Debug)]
+struct Judge {
+    last: Sample,
+    /// Looks in a row that asked for less: one alone may be a moment's noise.
+    strikes: u32,
+    /// How long memory has to be fine before the bank grows.
+    calm: Duration,
+    /// Before this moment it does not grow.
+    grow_from: Duration,
+    /// Whether it has grown since it last shrank.
+    grown: bool,
+}
+
+/// Looks in a row that must agree.
+const STRIKES: u32 = 2;
+
+impl Judge {
+    fn new(first: Sample) -> Judge {
+        Judge { last: first, strikes: 0, calm: CALM, grow_from: Duration::ZERO, grown: false }
+    }
+
+    fn take(&mut self, now: Sample, needs: &Needs) -> Decision {
+        let decision = decide(&self.last, &now, needs);
+        self.last = now;
+        if decision == Decision::Fine {
+            self.strikes = 0;
+            return self.grow(needs).map_or(Decision::Fine, |to_bytes| Decision::Grow { to_bytes });
+        }
+        self.strikes += 1;
+        let agreed = self.strikes >= STRIKES;
+        if agreed {
+            self.strikes = 0;
+            if std::mem::take(&mut self.grown) {
+                self.calm = (self.calm * 2).min(CALM_MAX);
+            }
+        }
+        self.grow_from = self.grow_from.max(now.at + self.calm);
+        if agreed { decision } else { Decision::Fine }
+    }
+
+    /// The size of the next step up, if it is time for one and what is planned for the system would still be left.
+    fn grow(&mut self, needs: &Needs) -> Option<u64> {
+        let lacking = needs.planned_bytes.saturating_sub(needs.bank_bytes);
+        if lacking == 0 || !needs.full || self.last.at < self.grow_from {
+            return None;
+        }
+        let step = lacking.min(needs.planned_bytes / STEP_UP);
+        if self.last.available_bytes?.saturating_sub(needs.reserve_bytes) < step {
+            return None;
+        }
+        self.grown = true;
+        self.grow_from = self.last.at + PAUSE;
+        Some(needs.bank_bytes + step)
+    }
+}
+
+/// Looks now and then, and remembers what it saw. Between two looks it costs a clock; a look allocates nothing.
 #[derive(Debug)]
 pub struct Watch {
     sources: sources::Sources,
     begun: std::time::Instant,
     every: Duration,
-    last: Sample,
-    /// Looks in a row that asked for less: one alone may be a moment's noise.
-    strikes: u32,
+    judge: Judge,
 }
-
-/// Looks in a row that must agree.
-const STRIKES: u32 = 2;
 
 impl Watch {
     /// Begins to watch, with a look every second at most.
@@ -122,30 +194,24 @@ impl Watch {
     fn every(every: Duration) -> Watch {
         let begun = std::time::Instant::now();
         let mut sources = sources::Sources::open();
-        let last = sources.sample(Duration::ZERO);
-        Watch { sources, begun, every, last, strikes: 0 }
+        let judge = Judge::new(sources.sample(Duration::ZERO));
+        Watch { sources, begun, every, judge }
     }
 
-    /// To be called between tokens. Anything but [`Decision::Fine`] comes after two looks that agree, and begins a new count.
+    /// To be called between tokens. A bank is to shrink only after two looks that agree, and to grow only after a time in which
+    /// none asked for less.
     pub fn look(&mut self, needs: &Needs) -> Decision {
         let at = self.begun.elapsed();
-        if at.saturating_sub(self.last.at) < self.every {
+        if at.saturating_sub(self.judge.last.at) < self.every {
             return Decision::Fine;
         }
         let now = self.sources.sample(at);
-        let decision = decide(&self.last, &now, needs);
-        self.last = now;
-        self.strikes = if decision == Decision::Fine { 0 } else { self.strikes + 1 };
-        if self.strikes < STRIKES {
-            return Decision::Fine;
-        }
-        self.strikes = 0;
-        decision
+        self.judge.take(now, needs)
     }
 
     /// The last look.
     pub fn last(&self) -> &Sample {
-        &self.last
+        &self.judge.last
     }
 }
 
@@ -298,7 +364,13 @@ mod tests {
     use super::*;
 
     const GIB: u64 = 1 << 30;
-    const NEEDS: Needs = Needs { bank_bytes: 16 * GIB, floor_bytes: 6 * GIB, reserve_bytes: 2 * GIB };
+    const NEEDS: Needs = Needs {
+        bank_bytes: 16 * GIB,
+        floor_bytes: 6 * GIB,
+        planned_bytes: 16 * GIB,
+        full: true,
+        reserve_bytes: 2 * GIB,
+    };
 
     fn sample(s: u64, faults: u64, stalled_ms: u64, available: u64) -> Sample {
         Sample {
@@ -372,6 +444,126 @@ mod tests {
         assert_eq!(decide(&sample(1, 900, 900, 2 * GIB), &sample(9, 0, 0, 2 * GIB), &NEEDS), Decision::Fine);
     }
 
+    /// A machine of 20 GiB with a bank, looked at once a second. `others` says what other programs take at each second.
+    struct Machine<'a> {
+        judge: Judge,
+        needs: Needs,
+        second: u64,
+        others: &'a dyn Fn(u64) -> u64,
+    }
+
+    impl<'a> Machine<'a> {
+        fn new(others: &'a dyn Fn(u64) -> u64) -> Self {
+            let judge = Judge::new(sample(0, 0, 0, 4 * GIB));
+            Machine { judge, needs: NEEDS, second: 0, others }
+        }
+
+        /// What is decided in the next `seconds`, and when, obeyed at once.
+        fn run(&mut self, seconds: u64) -> Vec<(u64, Decision)> {
+            let mut decisions = Vec::new();
+            for _ in 0..seconds {
+                self.second += 1;
+                let free = (20 * GIB).saturating_sub(self.needs.bank_bytes + (self.others)(self.second));
+                let decision = self.judge.take(sample(self.second, 0, 0, free), &self.needs);
+                match decision {
+                    Decision::Fine => continue,
+                    Decision::Shrink { to_bytes, .. } | Decision::Grow { to_bytes } => {
+                        self.needs.bank_bytes = to_bytes;
+                    }
+                    Decision::AtFloor { .. } => {}
+                }
+                decisions.push((self.second, decision));
+            }
+            decisions
+        }
+    }
+
+    fn grows(decisions: &[(u64, Decision)]) -> usize {
+        decisions.iter().filter(|(_, decision)| matches!(decision, Decision::Grow { .. })).count()
+    }
+
+    #[test]
+    fn a_bank_that_was_never_shrunk_does_not_grow() {
+        assert_eq!(Machine::new(&|_| 0).run(1000), []);
+    }
+
+    #[test]
+    fn it_grows_back_in_steps_once_others_are_gone() {
+        // Another program takes 6 GiB for a minute.
+        let mut machine = Machine::new(&|second| if (10..70).contains(&second) { 6 * GIB } else { 0 });
+        let early = machine.run(69);
+        assert_eq!(grows(&early), 0, "{early:?}");
+        assert!(early.iter().all(|(second, _)| (10..15).contains(second)) && !early.is_empty(), "{early:?}");
+        let small = machine.needs.bank_bytes;
+        assert!(small <= 13 * GIB, "{small}");
+        let late = machine.run(200);
+        assert_eq!(machine.needs.bank_bytes, NEEDS.planned_bytes, "{late:?}");
+        assert_eq!(grows(&late), late.len(), "{late:?}");
+        // Step by step, with the pause between them.
+        assert!(late.len() as u64 >= (NEEDS.planned_bytes - small) / (NEEDS.planned_bytes / STEP_UP));
+        assert!(late.windows(2).all(|pair| pair[1].0 - pair[0].0 >= PAUSE.as_secs()), "{late:?}");
+        assert_eq!(machine.run(1000), []);
+    }
+
+    #[test]
+    fn it_does_not_grow_before_memory_was_fine_for_a_while_nor_into_the_reserve() {
+        // Gone at once: calm begins when nothing is missing any more.
+        let mut machine = Machine::new(&|second| if (10..13).contains(&second) { 4 * GIB } else { 0 });
+        let decisions = machine.run(100);
+        let first = decisions.iter().find(|(_, decision)| matches!(decision, Decision::Grow { .. }));
+        let (at, _) = first.expect("it grows in the end");
+        assert!(*at >= 11 + CALM.as_secs(), "{decisions:?}");
+        // Others stay: as much as they leave beyond the reserve, and not a step more.
+        let mut machine = Machine::new(&|second| match second {
+            0..10 => 0,
+            10..20 => 8 * GIB,
+            _ => 5 * GIB,
+        });
+        assert!(grows(&machine.run(3000)) > 0);
+        let free = 20 * GIB - 5 * GIB - machine.needs.bank_bytes;
+        let step = NEEDS.planned_bytes / STEP_UP;
+        assert!((NEEDS.reserve_bytes..NEEDS.reserve_bytes + step).contains(&free), "{free}");
+    }
+
+    #[test]
+    fn empty_slots_and_unknown_memory_are_no_reason_to_grow() {
+        let shrunk = Needs { bank_bytes: 8 * GIB, ..NEEDS };
+        let late = |s| sample(s, 0, 0, 12 * GIB);
+        let grown = Decision::Grow { to_bytes: 9 * GIB };
+        assert_eq!(Judge::new(late(0)).take(late(100), &shrunk), grown);
+        assert_eq!(Judge::new(late(0)).take(late(100), &Needs { full: false, ..shrunk }), Decision::Fine);
+        let unknown = Sample { available_bytes: None, ..late(100) };
+        assert_eq!(Judge::new(late(0)).take(unknown, &shrunk), Decision::Fine);
+        // The last step is what is left.
+        let nearly = Needs { bank_bytes: NEEDS.planned_bytes - 5, ..NEEDS };
+        let whole = Decision::Grow { to_bytes: NEEDS.planned_bytes };
+        assert_eq!(Judge::new(late(0)).take(late(100), &nearly), whole);
+    }
+
+    /// Whatever the bank gives back another program takes, and gives it back when the bank has grown: the worst neighbour there is.
+    #[test]
+    fn a_bank_that_grew_in_vain_waits_longer_each_time() {
+        let day = 86_400;
+        let mut judge = Judge::new(sample(0, 0, 0, 4 * GIB));
+        let (mut needs, mut shrinks) = (NEEDS, Vec::new());
+        for second in 1..=day {
+            // Nothing is left as soon as the bank is larger than 14 GiB, and plenty below.
+            let free = if needs.bank_bytes > 14 * GIB { GIB / 2 } else { 6 * GIB };
+            match judge.take(sample(second, 0, 0, free), &needs) {
+                Decision::Shrink { to_bytes, .. } => {
+                    needs.bank_bytes = to_bytes;
+                    shrinks.push(second);
+                }
+                Decision::Grow { to_bytes } => needs.bank_bytes = to_bytes,
+                _ => {}
+            }
+        }
+        let waits: Vec<u64> = shrinks.windows(2).map(|pair| pair[1] - pair[0]).collect();
+        assert!(waits.windows(2).all(|pair| pair[0] <= pair[1] + PAUSE.as_secs()), "{waits:?}");
+        assert!(waits.iter().filter(|&&wait| wait < CALM_MAX.as_secs()).count() < 10, "{waits:?}");
+        assert!(shrinks.len() > 20 && shrinks.len() < 35, "about one an hour: {waits:?}");
+    }
+
     #[test]
     fn texts_of_the_system_are_understood() {
         let stat = "4242 (a) b (c) R 1 2 3 4 5 6 700 8 99 10 11 12\n";
@@ -389,7 +581,8 @@ mod tests {
     #[test]
     fn two_looks_must_agree() {
         let mut watch = Watch::every(Duration::from_millis(200));
-        let needs = Needs { bank_bytes: 2, floor_bytes: 1, reserve_bytes: u64::MAX };
+        let needs =
+            Needs { bank_bytes: 2, floor_bytes: 1, planned_bytes: 2, full: true, reserve_bytes: u64::MAX };
         assert_eq!(watch.look(&needs), Decision::Fine, "too early to look");
         let mut look = || {
             std::thread::sleep(Duration::from_millis(220));

@@ -16,7 +16,7 @@ use crate::layers::moe::{MoeConfig, MoeDefaults};
 use crate::layers::rope::RopeConfig;
 use crate::layers::router::Gating;
 use crate::load::Loader;
-use crate::options::AttentionMode;
+use crate::options::{AttentionMode, Prefetch};
 use crate::{EngineOptions, Error};
 
 pub(super) const ARCHITECTURE: Architecture = Architecture { names: &["deepseek2"], load };
@@ -183,6 +183,10 @@ impl Model for Deepseek2 {
 
     fn sequences(&self) -> usize {
         self.caches.len()
+    }
+
+    fn set_prefetch(&mut self, prefetch: Prefetch) {
+        self.state.mlp.set_prefetch(prefetch);
     }
 
     fn forward(&mut self, step: &mut Step<'_>) -> Result<(), Error> {

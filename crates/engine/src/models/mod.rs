@@ -7,6 +7,7 @@ use files::Checkpoint;
 
 use crate::backend::{Backend, CacheId};
 use crate::load::Loader;
+use crate::options::Prefetch;
 use crate::{Dump, EngineOptions, Error, Want};
 
 /// Declares the model files and the table that finds them by `general.architecture`.
@@ -134,6 +135,8 @@ pub(crate) trait Model: Send {
     /// Sequences planned at load.
     fn sequences(&self) -> usize;
     fn forward(&mut self, step: &mut Step<'_>) -> Result<(), Error>;
+    /// Lets somebody else guess the next experts from now on, who has seen nothing yet. Never to or from an oracle.
+    fn set_prefetch(&mut self, prefetch: Prefetch);
 }
 
 /// Finds the architecture of a checkpoint.

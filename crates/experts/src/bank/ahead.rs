@@ -81,6 +81,11 @@ impl Places {
         })
     }
 
+    /// The layer that a spare was last read for.
+    pub(super) fn layer_of(&self, spare: usize) -> usize {
+        self.spares[spare].layer as usize
+    }
+
     /// The experts of the latest guess, likeliest first.
     pub(super) fn guessed(&self) -> &[u32] {
         &self.guessed

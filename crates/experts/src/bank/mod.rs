@@ -12,6 +12,7 @@
 //! everything else is as it was. After construction these calls allocate nothing, except to report an error.
 
 mod ahead;
+mod busy;
 mod flight;
 mod table;
 
@@ -23,11 +24,12 @@ use files::Family;
 use crate::arena::Arena;
 use crate::plan::{BankPlan, SlotId};
 use crate::policy::{ExpertKey, Policy};
-use crate::read::{Completion, Origin, Priority, Read, ReadFailure, Reader, Ticket};
+use crate::read::{Completion, Interval, Origin, Priority, Read, ReadFailure, Reader, Ticket};
 use crate::stats::Stats;
 use crate::trace::Trace;
 use crate::{Error, Result};
 use ahead::Places;
+use busy::Busy;
 use flight::{Flight, Owner, Task};
 pub(crate) use table::Table;
 
@@ -64,6 +66,7 @@ pub struct Bank {
     table: Table,
     flight: Flight,
     places: Places,
+    busy: Busy,
     schedule: Schedule,
     files: Vec<PathBuf>,
     trace: Option<Trace>,
@@ -113,6 +116,7 @@ impl Bank {
             arena,
             flight,
             places: Places::new(&plan),
+            busy: Busy::new(),
             schedule: Schedule::default(),
             table: Table::new(plan, policy),
             files: files.to_vec(),
@@ -262,6 +266,9 @@ impl Bank {
             }
         }
         flight.wave_entries.clear();
+        if flight.remaining == 0 {
+            self.table.counters().open_ns += self.busy.since_asked_ns();
+        }
         self.submit();
     }
 
@@ -316,9 +323,19 @@ impl Bank {
         // SAFETY: no region. A reader that has pinned pages would go on writing into those that are given back here.
         unsafe { self.reader.register(&[]) };
         let (arena, places) = (&mut self.arena, &self.places);
-        self.table.resize(&slots, |slot| arena.release(places.of(slot)));
+        self.table.resize(&slots, |slot, in_use| match in_use {
+            true => arena.reclaim(places.of(slot)),
+            false => arena.release(places.of(slot)),
+        });
+        // SAFETY: as in `Bank::new`; what is released later is so after the call above.
+        unsafe { self.reader.register(&self.arena.regions()) };
         let classes = self.table.plan.classes().iter().zip(&slots);
         Ok(classes.map(|(class, &slots)| class.slot_bytes * u64::from(slots + class.spares)).sum())
+    }
+
+    /// Whether every slot holds an expert or is about to.
+    pub fn is_full(&self) -> bool {
+        self.table.is_full()
     }
 
     /// The bytes of one family of the expert in a ready slot, exactly as they are in the file.
@@ -449,6 +466,7 @@ impl Bank {
         let loading =
             |(i, entry): (usize, &table::Entry)| (entry.phase == table::Phase::Loading).then_some(i as u32);
         flight.ready_to_read.extend(self.table.entries().iter().enumerate().filter_map(loading));
+        self.busy.ask();
         self.submit();
     }
 
@@ -524,8 +542,9 @@ impl Bank {
 
     /// Books one completion. The last one of an expert publishes it.
     fn take(&mut self, completion: Completion) -> Result<()> {
-        let Completion { ticket, result } = completion;
+        let Completion { ticket, at_drive, result } = completion;
         let task = self.flight.take_back(ticket.0 as usize);
+        self.count_drive(task.owner, at_drive);
         let index = match task.owner {
             Owner::Entry(index) => index as usize,
             Owner::Spare(index) => {
@@ -548,6 +567,18 @@ impl Bank {
         self.table.publish(index);
         self.flight.arrived.push(index as u32);
         Ok(())
+    }
+
+    /// Books when the drive had a read that is over.
+    fn count_drive(&mut self, owner: Owner, at_drive: Interval) {
+        let (demanded, layer) = match owner {
+            Owner::Entry(_) => (true, self.table.layer()),
+            Owner::Spare(index) => (false, self.places.layer_of(index as usize)),
+        };
+        let (io_wall_ns, ahead_ns) = self.busy.add(at_drive, demanded);
+        let counters = &mut self.table.stats.layers[layer].counters;
+        counters.io_wall_ns += io_wall_ns;
+        counters.ahead_io_wall_ns += ahead_ns;
     }
 
     /// Experts of a wave. Where others queue for their slots a wave is small, so that these are read while the next is computed.

@@ -458,8 +458,8 @@ impl Table {
     }
 
     /// Takes slots out of use until `slots[class]` of each class are left, or back into use until so many are; between two
-    /// requests. Experts leave in the policy's order. `retired` is told of every slot that goes.
-    pub(crate) fn resize(&mut self, slots: &[u32], mut retired: impl FnMut(SlotId)) {
+    /// requests. Experts leave in the policy's order. `changed` is told of every slot that goes (false) or comes back (true).
+    pub(crate) fn resize(&mut self, slots: &[u32], mut changed: impl FnMut(SlotId, bool)) {
         self.plan.bound_to(slots);
         for (class, &wanted) in (0u16..).zip(slots) {
             let at = class as usize;
@@ -467,6 +467,7 @@ impl Table {
             while all - (self.retired[at].len() as u32) < wanted {
                 let index = self.retired[at].pop().expect("more slots are wanted than are in use");
                 self.empty[at].push(index);
+                changed(SlotId { class, index }, true);
             }
             while all - self.retired[at].len() as u32 > wanted {
                 let index = match self.empty[at].pop() {
@@ -474,9 +475,14 @@ impl Table {
                     None => self.vacate(class),
                 };
                 self.retired[at].push(index);
-                retired(SlotId { class, index });
+                changed(SlotId { class, index }, false);
             }
         }
+    }
+
+    /// Whether no slot in use is empty.
+    pub(crate) fn is_full(&self) -> bool {
+        self.empty.iter().all(Vec::is_empty)
     }
 
     /// Empties every slot, between two requests.

@@ -9,6 +9,7 @@
 //! the read to whole blocks in place. Bytes of the window outside the wanted ones are scratch.
 
 pub mod cache;
+pub mod paced;
 pub mod pread;
 pub mod probe;
 mod progress;
@@ -21,7 +22,7 @@ pub mod uring;
 use std::io;
 use std::path::PathBuf;
 use std::ptr::NonNull;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use files::FileIndex;
 
@@ -30,7 +31,7 @@ use crate::{ALIGNMENT, Result};
 /// What reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ReaderKind {
-    /// The pool, as long as nothing has been measured to beat it; [`Reader::describe`] says what it is.
+    /// The pool; whoever opens a reader for many reads asks [`probe::probe_reader`] first. [`Reader::describe`] says what it is.
     #[default]
     Auto,
     /// A pool of threads; everywhere.
@@ -171,11 +172,35 @@ impl ReadFailure {
     }
 }
 
+/// From when until when.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Interval {
+    /// Its beginning.
+    pub from: Instant,
+    /// Its end, not before that.
+    pub to: Instant,
+}
+
+impl Interval {
+    /// From `from` until now.
+    pub fn since(from: Instant) -> Self {
+        Interval { from, to: Instant::now() }
+    }
+
+    /// From the earlier beginning until the later end of the two.
+    pub fn hull(self, other: Interval) -> Self {
+        Interval { from: self.from.min(other.from), to: self.to.max(other.to) }
+    }
+}
+
 /// A read that is over.
 #[derive(Debug)]
 pub struct Completion {
     /// The ticket of the read.
     pub ticket: Ticket,
+    /// When the drive had it: from the start of its first system call to the end of its last one, without the time that it waited in
+    /// a queue of ours. A reader that does not see these moments says so where it is described; then it is an upper bound.
+    pub at_drive: Interval,
     /// All wanted bytes are in place, or they are not.
     pub result: Result<(), ReadFailure>,
 }
@@ -245,11 +270,20 @@ pub struct Options {
     pub split: Option<u32>,
     /// Cut each read into one piece per copy.
     pub stripe: bool,
+    /// Behave as a drive no faster than this, for measurements.
+    pub pace: Option<paced::Pace>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { kind: ReaderKind::Auto, choice: ReaderChoice::Auto, depth: 8, split: None, stripe: false }
+        Options {
+            kind: ReaderKind::Auto,
+            choice: ReaderChoice::Auto,
+            depth: 8,
+            split: None,
+            stripe: false,
+            pace: None,
+        }
     }
 }
 
@@ -259,6 +293,14 @@ const SPLIT_DEFAULT: u32 = 1;
 /// Opens what `options` ask for, over `files` and, if there are any, further copies of them on other drives: the
 /// same files in the same order.
 pub fn open(files: &[PathBuf], copies: &[Vec<PathBuf>], options: &Options) -> Result<Box<dyn Reader>> {
+    let reader = open_all(files, copies, options)?;
+    Ok(match options.pace {
+        Some(pace) => Box::new(paced::PacedReader::new(reader, pace)),
+        None => reader,
+    })
+}
+
+fn open_all(files: &[PathBuf], copies: &[Vec<PathBuf>], options: &Options) -> Result<Box<dyn Reader>> {
     let ways = options.split.unwrap_or(SPLIT_DEFAULT).max(1);
     if copies.is_empty() && ways == 1 {
         return open_one(files, options);

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use super::progress::Progress;
 use super::source::{Source, open_all, read_at};
-use super::{Completion, Priority, Read, ReadFailure, Reader, ReaderChoice, Ticket};
+use super::{Completion, Interval, Priority, Read, ReadFailure, Reader, ReaderChoice, Ticket};
 use crate::{Error, Result};
 
 /// How to read.
@@ -210,9 +210,11 @@ impl Shared {
                 continue;
             };
             drop(queues);
+            let begun = Instant::now();
             let result = read_whole(&self.files[read.file.0 as usize], thread, &read);
+            let at_drive = Interval::since(begun);
             queues = self.lock();
-            queues.completed.push_back(Completion { ticket: read.ticket, result });
+            queues.completed.push_back(Completion { ticket: read.ticket, at_drive, result });
             self.done.notify_one();
             if read.priority == Priority::Demand {
                 queues.demanded -= 1;

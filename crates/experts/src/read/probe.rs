@@ -20,6 +20,10 @@ use super::sim::Random;
 use super::{Origin, Priority, Read, Reader, ReaderChoice, Ticket};
 use crate::{ALIGNMENT, BankPlan, BankSize, LayerExperts, Result};
 
+mod select;
+
+pub use select::{Selected, probe_reader, select};
+
 /// Part of a file that reads may land in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stretch {
@@ -416,6 +420,16 @@ const CHOICE_READ_BYTES_MAX: u64 = 1 << 20;
 /// Direct wins ties, and whenever the page cache holds so much of the files that buffered reads would say nothing about the
 /// drive: what it holds now competes for memory with the bank later. Errors: a file that cannot be opened.
 pub fn probe_direct_or_buffered(files: &[PathBuf], stretches: &[Stretch], read_bytes: u64) -> Result<Choice> {
+    direct_or_buffered(files, stretches, read_bytes, CHOICE_BUDGET)
+}
+
+/// The same within another budget.
+fn direct_or_buffered(
+    files: &[PathBuf],
+    stretches: &[Stretch],
+    read_bytes: u64,
+    budget: Duration,
+) -> Result<Choice> {
     let open = |choice| {
         let options = Options { choice, threads: CHOICE_DEPTH, ..Options::default() };
         PreadReader::open(files, &options)
@@ -436,7 +450,7 @@ pub fn probe_direct_or_buffered(files: &[PathBuf], stretches: &[Stretch], read_b
     let readers: [&mut dyn Reader; 2] = [&mut direct, &mut buffered];
     // A read that fails here fails again when the bank wants it, and is reported there with layer and expert.
     let failed = |_: Failed| chosen(ReaderChoice::Direct, "a read failed, so nothing was measured");
-    Ok(choose(readers, stretches, &cache, read_bytes, CHOICE_BUDGET).unwrap_or_else(failed))
+    Ok(choose(readers, stretches, &cache, read_bytes, budget).unwrap_or_else(failed))
 }
 
 /// The same with any two readers over the same files, the direct one first.
@@ -447,24 +461,38 @@ pub fn choose(
     read_bytes: u64,
     budget: Duration,
 ) -> std::result::Result<Choice, Failed> {
+    let [direct, buffered] = readers;
+    alternate([(direct, None), (buffered, Some(cache))], stretches, read_bytes, budget)
+        .map(|rates| decide(&rates))
+}
+
+/// A reader, and the page cache where it goes through that.
+type Side<'a> = (&'a mut dyn Reader, Option<&'a PageCache>);
+
+/// GB/s of two readers, in turns (A B, B A); none where nothing could be measured.
+fn alternate(
+    mut sides: [Side<'_>; 2],
+    stretches: &[Stretch],
+    read_bytes: u64,
+    budget: Duration,
+) -> std::result::Result<Vec<[Option<f64>; 2]>, Failed> {
     const TURNS: u32 = 2;
     let read_bytes = read_bytes.clamp(LATENCY_READ_BYTES, CHOICE_READ_BYTES_MAX);
     let end = Instant::now() + budget;
     let mut windows = Windows::new(read_bytes, CHOICE_DEPTH);
-    let [direct, buffered] = readers;
     let mut rates: Vec<[Option<f64>; 2]> = Vec::new();
     for turn in 0..TURNS {
         let mut pair = [None; 2];
         for side in if turn % 2 == 0 { [0, 1] } else { [1, 0] } {
-            let (reader, cache): (&mut dyn Reader, _) =
-                if side == 0 { (&mut *direct, None) } else { (&mut *buffered, Some(cache)) };
-            let seed = u64::from(turn) + 1;
-            let mut probe = Probe::new(reader, stretches, &mut windows, cache, seed);
+            let (reader, cache) = &mut sides[side];
+            let (cache, seed) = (*cache, u64::from(turn) + 1);
+            let mut probe = Probe::new(&mut **reader, stretches, &mut windows, cache, seed);
             // What is left for all the turns to come, less what is in flight when time is up.
             let turns_left = 2 * (TURNS - turn) - u32::from(side != turn as usize % 2);
             let share = end.saturating_duration_since(Instant::now()) / turns_left;
-            pair[side] =
-                probe.measure(read_bytes, CHOICE_DEPTH, share * 3 / 4)?.cell().map(|cell| cell.gb_per_s());
+            // A turn that came too late for more than a read or two, because those before it took all the time, is no measurement.
+            let cell = probe.measure(read_bytes, CHOICE_DEPTH, share * 3 / 4)?.cell();
+            pair[side] = cell.filter(|cell| cell.reads >= READS_MIN).map(|cell| cell.gb_per_s());
             if let Some(cache) = cache {
                 probe
                     .take_touched()
@@ -474,7 +502,7 @@ pub fn choose(
         }
         rates.push(pair);
     }
-    Ok(decide(&rates))
+    Ok(rates)
 }
 
 /// Direct unless buffered was clearly faster each time.
@@ -491,8 +519,11 @@ fn decide(rates: &[[Option<f64>; 2]]) -> Choice {
             (ReaderChoice::Direct, "buffered is not faster by enough to pay for its memory")
         }
         (Some(_), Some(_)) => (ReaderChoice::Direct, "direct is faster here"),
-        (_, None) => (ReaderChoice::Direct, "the page cache holds the files, so buffered was not measured"),
-        (None, _) => (ReaderChoice::Direct, "the files are too small to measure"),
+        (Some(_), None) => (
+            ReaderChoice::Direct,
+            "buffered could not be measured: the page cache holds the files, or time ran out",
+        ),
+        (None, _) => (ReaderChoice::Direct, "too few reads in the time to compare"),
     };
     Choice { reader, direct_gb_per_s: direct, buffered_gb_per_s: buffered, why }
 }

@@ -4,7 +4,8 @@
 //! Bytes are copied when a read *completes*, never earlier, and a failing read leaves a part of its bytes
 //! behind, so code that looks at a slot too early or trusts one after an error is found out. With
 //! [`Clock::Virtual`] no time passes: a blocking wait jumps to the next completion, a look advances the clock
-//! by a random step, as a computation would. Everything follows from the seed and the order of calls.
+//! by a random step, as a computation would. Everything follows from the seed and the order of calls, except the times that
+//! completions carry: under [`Clock::Real`] those of the simulated drive, under [`Clock::Virtual`] those of the copy alone.
 
 use std::fs::File;
 use std::io;
@@ -14,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use super::progress::Progress;
 use super::source::read_at;
-use super::{Completion, Priority, Read, ReadFailure, Reader, Ticket};
+use super::{Completion, Interval, Priority, Read, ReadFailure, Reader, Ticket};
 use crate::{Error, Result};
 
 /// Whose time passes.
@@ -129,6 +130,8 @@ pub struct SimReader {
 #[derive(Debug)]
 struct Pending {
     read: Read,
+    /// When the drive begins with it and when it is through, on the reader's clock.
+    begins: Duration,
     due: Duration,
     /// Breaks ties between equal times: order of submission.
     nth: u64,
@@ -182,16 +185,17 @@ impl SimReader {
         self.random.below(1_000_000) < u64::from(self.options.fault_ppm)
     }
 
-    /// When a read submitted now will be over: the drive serves its bytes after those of all reads before it.
-    fn due(&mut self, read: &Read) -> Duration {
+    /// When the drive begins with a read submitted now, and when it is through: its bytes come after those of all reads before it.
+    fn times(&mut self, read: &Read) -> (Duration, Duration) {
         let now = self.now();
+        let begins = self.drive_free.max(now);
         if let Some(rate) = self.options.bandwidth {
             let busy =
                 Duration::from_nanos((u128::from(read.len) * 1_000_000_000 / u128::from(rate.max(1))) as u64);
             self.drive_free = self.drive_free.max(now) + busy;
         }
         let jitter = Duration::from_nanos(self.random.below(self.options.jitter.as_nanos() as u64 + 1));
-        self.drive_free.max(now) + self.options.latency + jitter
+        (begins, self.drive_free.max(now) + self.options.latency + jitter)
     }
 
     /// The index of the next read to complete: by priority when its time has come, by time otherwise.
@@ -201,7 +205,8 @@ impl SimReader {
     }
 
     fn deliver(&mut self, at: usize) -> Completion {
-        let Pending { read, faulty, .. } = self.pending.swap_remove(at);
+        let Pending { read, begins, due, faulty, .. } = self.pending.swap_remove(at);
+        let copying = Instant::now();
         // SAFETY: `submit` promised `span` initialised bytes that are ours until the completion, which is
         // made here.
         let window = unsafe { std::slice::from_raw_parts_mut(read.window.as_ptr(), read.span as usize) };
@@ -224,7 +229,12 @@ impl SimReader {
             source.read_at(&mut bytes[..asked], base + at as u64)
         });
         let result = result.map_err(|(at, error)| ReadFailure::new(base + at as u64, error));
-        Completion { ticket: read.ticket, result }
+        let at_drive = match self.options.clock {
+            Clock::Virtual => Interval::since(copying),
+            // A caller that slept for it has slept too long rather than too short; one that computed meanwhile finds it done.
+            Clock::Real => Interval { from: self.started + begins, to: self.started + due },
+        };
+        Completion { ticket: read.ticket, at_drive, result }
     }
 }
 
@@ -238,10 +248,10 @@ unsafe impl Reader for SimReader {
             read.assert_bounds();
             assert!((read.file.0 as usize) < self.sources.len(), "no such file: {read:?}");
             let faulty = self.faulty(read);
-            let due = self.due(read);
+            let (begins, due) = self.times(read);
             // Whether a read has started is up to chance, so that cancelling meets both cases.
             let started = self.random.below(2) == 0;
-            self.pending.push(Pending { read: *read, due, nth: self.submitted, faulty, started });
+            self.pending.push(Pending { read: *read, begins, due, nth: self.submitted, faulty, started });
             self.submitted += 1;
         }
     }
@@ -251,6 +261,7 @@ unsafe impl Reader for SimReader {
         if let Some(pending) = self.pending.iter_mut().find(|pending| pending.read.ticket == ticket) {
             pending.read.priority = Priority::Demand;
             pending.due = pending.due.min(now + self.options.latency);
+            pending.begins = pending.begins.min(pending.due);
         }
     }
 

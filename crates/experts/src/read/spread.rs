@@ -8,6 +8,8 @@
 //! * A slice that a drive fails to read is read from another one, once. That drive gets no more reads from then on;
 //!   a warning says so. When the other one fails as well, the read does, with the path on the drive.
 //!
+//! A read was at the drives from when the first of its slices was until the last one was over.
+//!
 //! Several drives are waited for in turns of [`TURN`]: their readers know nothing of each other. Nothing is
 //! allocated per read.
 
@@ -15,7 +17,7 @@ use std::path::PathBuf;
 use std::ptr::NonNull;
 use std::time::{Duration, Instant};
 
-use super::{Completion, Priority, Read, ReadFailure, Reader, Ticket};
+use super::{Completion, Interval, Priority, Read, ReadFailure, Reader, Ticket};
 use crate::ALIGNMENT;
 
 /// How to spread.
@@ -96,6 +98,8 @@ struct Whole {
     ticket: Ticket,
     /// Slices that are not over; 0 where there is no read.
     left: u32,
+    /// Of the slices that are over.
+    at_drive: Option<Interval>,
     failure: Option<ReadFailure>,
 }
 
@@ -135,7 +139,9 @@ impl SpreadReader {
         SpreadReader {
             drives: drives.into_iter().map(lane).collect(),
             options: Options { ways: options.ways.max(1), depth: options.depth.max(1), ..options.clone() },
-            whole: (0..capacity).map(|_| Whole { ticket: Ticket(0), left: 0, failure: None }).collect(),
+            whole: (0..capacity)
+                .map(|_| Whole { ticket: Ticket(0), left: 0, at_drive: None, failure: None })
+                .collect(),
             whole_free: (0..capacity as u32).rev().collect(),
             slices: (0..slices).map(slice).collect(),
             slices_free: (0..slices as u32).rev().collect(),
@@ -169,7 +175,7 @@ impl SpreadReader {
         let most = (blocks * ALIGNMENT / self.options.slice_bytes_min.max(ALIGNMENT)).max(1);
         let ways = (ways as u64).min(most).min(blocks);
         let whole = self.whole_free.pop().expect("as many reads as `capacity` says");
-        self.whole[whole as usize] = Whole { ticket: read.ticket, left: 0, failure: None };
+        self.whole[whole as usize] = Whole { ticket: read.ticket, left: 0, at_drive: None, failure: None };
         let striped = self.options.stripe && ways > 1;
         let rates: f64 = self.drives.iter().filter(|lane| lane.on).map(Lane::bytes_per_s).sum();
         let (mut from, mut share, mut striped_lane) = (0, 0.0, None);
@@ -238,6 +244,9 @@ impl SpreadReader {
         let index = completion.ticket.0 as usize;
         let read = self.slices[index].read.expect("a completion of a slice");
         self.drives[lane].dequeue(read.len, completion.result.is_ok());
+        let whole = &mut self.whole[self.slices[index].whole as usize];
+        let at_drive = whole.at_drive.map_or(completion.at_drive, |before| before.hull(completion.at_drive));
+        whole.at_drive = Some(at_drive);
         let failed = self.slices[index].failed.take();
         let failure = match (completion.result, failed) {
             (Ok(()), None) => None,
@@ -312,7 +321,9 @@ impl SpreadReader {
         }
         self.whole_free.push(slice.whole);
         let result = whole.failure.take().map_or(Ok(()), Err);
-        Some(Completion { ticket: whole.ticket, result })
+        // A read that was taken back whole has been at no drive, and nobody sees its completion.
+        let at_drive = whole.at_drive.take()?;
+        Some(Completion { ticket: whole.ticket, at_drive, result })
     }
 
     /// Looks at each drive once.

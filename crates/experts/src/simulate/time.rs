@@ -34,6 +34,9 @@ pub struct Compute {
     pub expert_ms: f64,
     /// Of a token outside its routed layers: embedding, leading dense layers, head.
     pub other_ms: f64,
+    /// Of that, what passes between a guess for the first routed layer and that layer: the FFN of the dense layer before it. 0 where
+    /// nobody guesses.
+    pub lead_ms: f64,
 }
 
 impl Compute {
@@ -46,6 +49,7 @@ impl Compute {
             shared_ms: 0.0,
             expert_ms: half_ms / f64::from(top_k.max(1)),
             other_ms: 0.0,
+            lead_ms: 0.0,
         }
     }
 }
@@ -82,11 +86,15 @@ pub struct PassTime {
 /// Times one token through its routed layers, in order.
 pub fn pass_time(layers: &[LayerLoad], disk: &Disk, compute: &Compute) -> PassTime {
     let bytes_per_ms = disk.read_gb_per_s * 1e6;
-    let mut line =
-        Line { now_ms: compute.other_ms, free_ms: 0.0, bytes_per_ms, latency_ms: disk.read_latency_us / 1e3 };
+    let mut line = Line {
+        now_ms: compute.other_ms,
+        free_ms: compute.other_ms - compute.lead_ms,
+        bytes_per_ms,
+        latency_ms: disk.read_latency_us / 1e3,
+    };
     let (mut bytes, mut compute_ms) = (0.0, compute.other_ms);
     for (i, load) in layers.iter().enumerate() {
-        line.layer(load, i > 0, compute);
+        line.layer(load, i > 0 || compute.lead_ms > 0.0, compute);
         bytes += f64::from(load.misses) * load.expert_bytes as f64;
         let experts = f64::from(load.hits + load.misses);
         compute_ms += compute.layer_ms + compute.shared_ms + experts * compute.expert_ms;
@@ -143,7 +151,8 @@ mod tests {
 
     /// 1 MB per millisecond, half a millisecond of latency.
     const DISK: Disk = Disk { read_gb_per_s: 1.0, read_latency_us: 500.0 };
-    const COMPUTE: Compute = Compute { layer_ms: 2.0, shared_ms: 1.0, expert_ms: 1.0, other_ms: 3.0 };
+    const COMPUTE: Compute =
+        Compute { layer_ms: 2.0, shared_ms: 1.0, expert_ms: 1.0, other_ms: 3.0, lead_ms: 0.0 };
 
     fn load(hits: u32, misses: u32) -> LayerLoad {
         LayerLoad { hits, misses, expert_bytes: 1_000_000, ahead: 0.0, waste: 0.0 }
@@ -172,7 +181,7 @@ mod tests {
 
     #[test]
     fn the_next_layer_reads_only_after_its_own_router() {
-        let quick = Compute { layer_ms: 1.0, shared_ms: 0.0, expert_ms: 0.0, other_ms: 0.0 };
+        let quick = Compute { layer_ms: 1.0, shared_ms: 0.0, expert_ms: 0.0, other_ms: 0.0, lead_ms: 0.0 };
         // Router at 1, landings 2.5 and 3.5; router at 4.5, landing 6.
         assert_close(pass_time(&[load(0, 2), load(3, 1)], &DISK, &quick), 3.0, 2.0, 6.0);
         // Without misses nothing waits.
@@ -181,7 +190,7 @@ mod tests {
 
     #[test]
     fn reading_ahead_uses_the_time_before_the_router() {
-        let compute = Compute { layer_ms: 2.0, shared_ms: 0.0, expert_ms: 1.0, other_ms: 0.0 };
+        let compute = Compute { layer_ms: 2.0, shared_ms: 0.0, expert_ms: 1.0, other_ms: 0.0, lead_ms: 0.0 };
         let second = LayerLoad { ahead: 1.0, ..load(0, 2) };
         // Layer 1: router at 2, three hits until 5. Layer 2: router at 7; ahead was read from 2.5 to 3.5; the other miss
         // starts at 7, lands at 8.5. Computing: the early one 7 to 8, the other 8.5 to 9.5.
@@ -195,7 +204,7 @@ mod tests {
 
     #[test]
     fn reading_ahead_never_delays_demand() {
-        let compute = Compute { layer_ms: 2.0, shared_ms: 0.0, expert_ms: 0.0, other_ms: 0.0 };
+        let compute = Compute { layer_ms: 2.0, shared_ms: 0.0, expert_ms: 0.0, other_ms: 0.0, lead_ms: 0.0 };
         // Layer 1: router at 2, landings 3.5, 4.5, 5.5. Layer 2: router at 7.5; the drive idles from 5.5, minus latency: 1.5 ms, one
         // and a half experts. The half one goes on and lands at 8, while the third waits for its first byte: 9.
         let second = LayerLoad { ahead: 3.0, ..load(0, 3) };
@@ -206,12 +215,17 @@ mod tests {
         // The first layer of a token has nobody before it.
         let first = LayerLoad { ahead: 3.0, ..load(0, 3) };
         assert_close(pass_time(&[first], &DISK, &compute), 3.0, 2.0, 5.5);
+        // Unless a dense layer has guessed, one millisecond before: 2.5 ms of reading until the router speaks at 4, when the third has
+        // half a millisecond left.
+        let led = Compute { other_ms: 2.0, lead_ms: 1.0, ..compute };
+        assert_close(pass_time(&[first], &DISK, &led), 3.0, 4.0, 4.5);
     }
 
     #[test]
     fn a_total_is_split_evenly() {
         let compute = Compute::from_total(24.0, 3, 4);
-        assert_eq!(compute, Compute { layer_ms: 4.0, shared_ms: 0.0, expert_ms: 1.0, other_ms: 0.0 });
+        let even = Compute { layer_ms: 4.0, shared_ms: 0.0, expert_ms: 1.0, other_ms: 0.0, lead_ms: 0.0 };
+        assert_eq!(compute, even);
         let layers = [load(4, 0); 3];
         assert_close(pass_time(&layers, &DISK, &compute), 0.0, 24.0, 24.0);
     }

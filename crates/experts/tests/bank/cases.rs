@@ -241,6 +241,84 @@ fn time_spent_waiting_is_counted() {
     assert_eq!(bank.stats().total().stall_ns, cold, "hits never wait");
 }
 
+const LATENCY_MS: u64 = 20;
+
+/// A drive that takes its time over each read, however many it has, in time that passes.
+fn slow() -> sim::Options {
+    let latency = std::time::Duration::from_millis(LATENCY_MS);
+    sim::Options { clock: sim::Clock::Real, latency, ..Default::default() }
+}
+
+/// Sleeps overrun by what the machine likes, so what compares two clocks has to hold in one round of many.
+fn once_in(rounds: usize, mut round: impl FnMut() -> Result<(), String>) {
+    let mut why = String::new();
+    for _ in 0..rounds {
+        match round() {
+            Ok(()) => return,
+            Err(seen) => why = seen,
+        }
+    }
+    panic!("not once in {rounds} rounds: {why}");
+}
+
+#[test]
+fn reads_at_the_same_time_count_once_and_a_stall_is_a_part_of_them() {
+    let toy = toy(1);
+    once_in(20, || {
+        let mut bank = toy.bank(toy.plan(BankSize::SlotsPerLayer(4), 2).unwrap(), toy.sim(slow()));
+        let begun = std::time::Instant::now();
+        serve(&mut bank, 3, &[0, 1], 2, SIZES).unwrap();
+        let (wall_ns, total) = (begun.elapsed().as_nanos() as u64, bank.stats().total());
+        assert!(total.io_wall_ns >= LATENCY_MS * 1_000_000, "{total:?}");
+        assert!(total.io_wall_ns <= wall_ns && total.open_ns <= wall_ns, "{wall_ns} {total:?}");
+        assert!(total.stall_ns <= total.open_ns, "{total:?}");
+        assert_eq!(total.ahead_io_wall_ns, 0);
+        // Six reads of 20 ms were at the drive together. The stall ends when the sleep does, a little after the drive.
+        let together = total.io_wall_ns < 2 * LATENCY_MS * 1_000_000;
+        let exposed = total.stall_ns <= total.io_wall_ns + 5_000_000;
+        if together && exposed { Ok(()) } else { Err(format!("{total:?}")) }
+    });
+}
+
+#[test]
+fn reads_behind_computing_count_and_expose_nothing() {
+    let toy = toy(1);
+    let mut bank = toy.bank(toy.plan(BankSize::SlotsPerLayer(4), 2).unwrap(), toy.sim(slow()));
+    serve(&mut bank, 3, &[0, 1], 2, SIZES).unwrap();
+    bank.reset_stats();
+    bank.request(3, &[0, 2], 2).unwrap();
+    assert!(bank.next_wave().unwrap());
+    // Computing the hit takes longer than reading the miss.
+    std::thread::sleep(std::time::Duration::from_millis(2 * LATENCY_MS));
+    bank.finish_wave();
+    assert!(bank.next_wave().unwrap());
+    bank.finish_wave();
+    assert!(!bank.next_wave().unwrap());
+    let total = bank.stats().total();
+    assert_eq!(total.stall_ns, 0, "{total:?}");
+    assert!(total.io_wall_ns >= LATENCY_MS * 1_000_000, "{total:?}");
+    assert!(total.open_ns >= 2 * LATENCY_MS * 1_000_000, "{total:?}");
+}
+
+#[test]
+fn a_read_ahead_is_ahead_until_it_is_asked_for() {
+    let toy = toy(1);
+    once_in(20, || {
+        let plan = toy.plan(BankSize::SlotsPerLayer(4), 2).unwrap().with_spares(2);
+        let mut bank = toy.bank(plan, toy.sim(slow()));
+        let begun = std::time::Instant::now();
+        bank.read_ahead(3, &[5]).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(LATENCY_MS / 2));
+        serve(&mut bank, 3, &[5, 5], 2, SIZES).unwrap();
+        let (wall_ns, total) = (begun.elapsed().as_nanos() as u64, bank.stats().total());
+        let both = total.io_wall_ns + total.ahead_io_wall_ns;
+        assert!(both >= LATENCY_MS * 1_000_000 && both <= wall_ns, "{wall_ns} {total:?}");
+        assert!(total.ahead_io_wall_ns >= LATENCY_MS * 500_000, "{total:?}");
+        // A sleep that took twice as long leaves nothing for the request.
+        if total.io_wall_ns > LATENCY_MS * 250_000 { Ok(()) } else { Err(format!("{total:?}")) }
+    });
+}
+
 /// Bytes that outlive their writer.
 #[derive(Clone, Default)]
 pub(crate) struct Sink(pub(crate) Arc<Mutex<Vec<u8>>>);

@@ -87,6 +87,11 @@ fn sizes_are_read_as_people_write_them() {
     assert_eq!(parse("ALL"), Some(BankSize::All));
     assert_eq!(parse("16"), Some(BankSize::SlotsPerLayer(16)));
     assert_eq!(parse("8GiB"), Some(BankSize::Bytes(8 << 30)));
+    assert_eq!(parse("25%"), Some(BankSize::Percent(25)));
+    assert_eq!(BankSize::Percent(25).to_string(), "25%");
+    for bad in ["0%", "101%", "2.5%", "-1%", "%"] {
+        assert_eq!(parse(bad), None, "{bad}");
+    }
     assert_eq!(parse("1.5g"), Some(BankSize::Bytes(3 << 29)));
     assert_eq!(parse("500 MB"), Some(BankSize::Bytes(500_000_000)));
     assert_eq!(parse("123456B"), Some(BankSize::Bytes(123_456)));

@@ -1,8 +1,9 @@
 //! Every reader on real files, through the bank and alone.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use slotbank_experts::read::paced::{Pace, PacedReader};
 use slotbank_experts::read::pread::{self, PreadReader};
 use slotbank_experts::read::sim::SimReader;
 use slotbank_experts::read::spread::{self, Drive, SpreadReader};
@@ -32,9 +33,11 @@ enum What {
     Mirror,
     /// The same, each read over both.
     Stripe,
+    /// As a slower drive would be.
+    Paced,
 }
 
-const EVERY: [What; 5] = [What::Pread, What::Uring, What::Split, What::Mirror, What::Stripe];
+const EVERY: [What; 6] = [What::Pread, What::Uring, What::Split, What::Mirror, What::Stripe, What::Paced];
 const CHOICES: [ReaderChoice; 2] = [ReaderChoice::Auto, ReaderChoice::Buffered];
 
 /// With so many reads in flight at a drive.
@@ -55,6 +58,10 @@ fn open(what: What, paths: &[PathBuf], choice: ReaderChoice, in_flight: usize) -
         What::Split => spread(1, 4, false),
         What::Mirror => spread(2, 1, false),
         What::Stripe => spread(2, 1, true),
+        What::Paced => {
+            let pace = Pace { read_bytes_per_s: 1_000_000_000, latency: Duration::from_micros(50) };
+            Ok(Box::new(PacedReader::new(pread()?, pace)))
+        }
     }
 }
 
@@ -99,6 +106,31 @@ fn every_layout_is_read_exactly_directly_and_buffered() {
                 }
             }
         }
+    }
+}
+
+/// The time of reads covers the time spent waiting for them and lies inside the time of the run.
+#[test]
+fn the_time_at_the_drive_covers_the_stall() {
+    let toy = Toy::new(12, &[SIZES; 2], Placement::Whole);
+    let (_folder, paths) = on_disk(&toy);
+    for (what, choice) in EVERY.iter().flat_map(|&what| CHOICES.map(|choice| (what, choice))) {
+        let mut bank = bank(&toy, &paths, BankSize::SlotsPerLayer(4), what, choice);
+        // Between submission and system call, and between its end and the waiter's waking, lie hand-overs between threads, which a
+        // busy machine makes as long as it likes; so one round of several has to show it.
+        let covered = (0..20).any(|_| {
+            bank.clear();
+            bank.reset_stats();
+            let begun = Instant::now();
+            for layer in [3, 4, 3, 4] {
+                serve(&mut bank, layer, &[0, 1, 2, 3, 4, 5, 6, 7], 2, SIZES).unwrap();
+            }
+            let (wall_ns, total) = (begun.elapsed().as_nanos() as u64, bank.stats().total());
+            assert!(total.io_wall_ns > 0 && total.io_wall_ns <= wall_ns, "{what:?} {wall_ns} {total:?}");
+            assert_eq!(total.ahead_io_wall_ns, 0);
+            total.stall_ns <= total.io_wall_ns + total.reads * 300_000
+        });
+        assert!(covered, "{what:?} {choice:?}: {:?}", bank.stats().total());
     }
 }
 
@@ -300,6 +332,42 @@ fn registered_memory_and_any_other_are_read_alike() {
     drop(reader);
 }
 
+/// A bank that shrinks, grows and is emptied while it streams through registered memory brings the files' bytes, and registers
+/// again what is left.
+#[test]
+fn registered_memory_follows_the_size_of_the_bank() {
+    let toy = Toy::new(12, &[SIZES; 3], Placement::Whole);
+    let (_folder, paths) = on_disk(&toy);
+    let slot_bytes = toy.plan(BankSize::All, 2).unwrap().classes()[0].slot_bytes;
+    for what in [What::Uring, What::Pread] {
+        let plan = toy.plan(BankSize::Bytes(30 * slot_bytes), 2).unwrap().with_spares(2);
+        let policy = Box::new(Lru::new(&plan));
+        let reader = open(what, &paths, ReaderChoice::Auto, 8).unwrap();
+        let mut bank = Bank::new(plan, &paths, reader, Box::new(TestArena::default()), policy).unwrap();
+        let described = bank.describe_reader();
+        let mut turn = 0;
+        for slots in [30, 9, 8, 25, 12, 30, 8, 30] {
+            assert_eq!(bank.resize(slots * slot_bytes).unwrap(), slots * slot_bytes);
+            assert_eq!(bank.describe_reader(), described, "{slots} slots");
+            for round in 0..6 {
+                for layer in 3..6 {
+                    turn += 1;
+                    bank.read_ahead(3 + (layer + 1 - 3) % 3, &[turn % 12, (turn + 5) % 12]).unwrap();
+                    let ids: Vec<u32> = (0..4).map(|i| (i * 5 + turn + round) % 12).collect();
+                    serve(&mut bank, layer, &ids, 2, SIZES).unwrap();
+                    assert_maps(&bank);
+                }
+            }
+            // In the middle of a request, with reads of guesses under way.
+            bank.read_ahead(4, &[turn % 12]).unwrap();
+            bank.request(3, &[turn % 12, (turn + 3) % 12, (turn + 7) % 12], 3).unwrap();
+            if turn % 2 == 0 {
+                bank.clear();
+            }
+        }
+    }
+}
+
 /// A ring may be made by one thread and used by another, and reads may outlive the thread that submitted them.
 #[test]
 fn a_reader_may_change_threads() {
@@ -333,4 +401,36 @@ fn the_simulated_reader_serves_files_on_disk_too() {
     assert!(reader.describe().contains("seed 8"));
     let mut bank = toy.bank(toy.plan(BankSize::SlotsPerLayer(2), 2).unwrap(), Box::new(reader));
     serve(&mut bank, 3, &(0..12).collect::<Vec<_>>(), 2, SIZES).unwrap();
+}
+
+/// A drive of 20 MB/s over `paths`.
+fn slow(paths: &[PathBuf]) -> PacedReader {
+    let pace = Pace { read_bytes_per_s: 20_000_000, latency: Duration::from_millis(1) };
+    PacedReader::new(open(What::Pread, paths, ReaderChoice::Buffered, 4).unwrap(), pace)
+}
+
+#[test]
+fn a_paced_drive_serves_one_read_after_the_other_demand_first() {
+    let toy = Toy::new(8, &[[20_000; 3]], Placement::Record);
+    let (_folder, paths) = on_disk(&toy);
+    let windows: Vec<Window> = (0..4).map(|_| Window::new(65_536)).collect();
+    let read = |ticket: u64, priority| windows[ticket as usize].read(ticket, 0, 60_000, priority);
+    let mut reader = slow(&paths);
+    let begun = std::time::Instant::now();
+    // SAFETY: four windows of their own that outlive the reader's use of them: everything is waited for or cancelled below.
+    unsafe {
+        reader.submit(&[read(0, Priority::Speculative), read(1, Priority::Speculative)]);
+        reader.submit(&[read(2, Priority::Demand), read(3, Priority::Speculative)]);
+    }
+    // The first was begun before the demand came; the last has not begun when it is taken back.
+    let order: Vec<u64> = (0..2).map(|_| reader.wait_any(None).unwrap().ticket.0).collect();
+    assert_eq!(order, [0, 2]);
+    // 60,000 bytes at 20 MB/s are 3 ms.
+    assert!(begun.elapsed() >= Duration::from_millis(7), "{:?}", begun.elapsed());
+    assert_eq!(reader.wait_any(Some(Duration::ZERO)).map(|done| done.ticket), None);
+    let cancelled = reader.cancel(Ticket(3));
+    assert_eq!(reader.wait_any(None).unwrap().ticket, Ticket(1));
+    assert!(cancelled, "it had landed long ago, and the slower drive had not begun with it");
+    assert!(reader.wait_any(None).is_none());
+    assert!(begun.elapsed() >= Duration::from_millis(10), "{:?}", begun.elapsed());
 }

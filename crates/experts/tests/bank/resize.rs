@@ -35,6 +35,31 @@ proptest! {
     }
 }
 
+/// Full is a bank without an empty slot; what a resize brings back is empty first.
+#[test]
+fn a_bank_knows_whether_it_is_full() {
+    let toy = Toy::new(N_EXPERT, &[SIZES; 3], Placement::Whole);
+    let slot_bytes = toy.plan(BankSize::All, 2).unwrap().classes()[0].slot_bytes;
+    let mut bank = toy.rough(BankSize::Bytes(8 * slot_bytes), 2, 5);
+    let fill = |bank: &mut slotbank_experts::Bank| {
+        for step in 0..30u32 {
+            let ids = [step % N_EXPERT, (step + 1) % N_EXPERT];
+            serve(bank, 3 + step % 3, &ids, 2, SIZES).unwrap();
+        }
+    };
+    assert!(!bank.is_full());
+    fill(&mut bank);
+    assert!(bank.is_full());
+    bank.resize(6 * slot_bytes).unwrap();
+    assert!(bank.is_full(), "the slots that are gone are not empty ones");
+    bank.resize(8 * slot_bytes).unwrap();
+    assert!(!bank.is_full());
+    fill(&mut bank);
+    assert!(bank.is_full());
+    bank.clear();
+    assert!(!bank.is_full());
+}
+
 #[test]
 fn a_cleared_bank_is_cold() {
     let toy = Toy::new(N_EXPERT, &[SIZES; 3], Placement::Whole);

@@ -24,6 +24,8 @@ type Region = (NonNull<u8>, Layout, usize);
 #[derive(Debug, Default)]
 pub(crate) struct TestArena {
     regions: Vec<Region>,
+    /// Slots out of use.
+    released: std::collections::BTreeSet<SlotId>,
     pub(crate) loading_max: Option<usize>,
     /// Bytes allocated, for whoever kept a clone.
     pub(crate) allocated: Arc<AtomicU64>,
@@ -71,8 +73,29 @@ unsafe impl Arena for TestArena {
         unsafe { std::slice::from_raw_parts(start.as_ptr(), len) }
     }
 
+    /// Slot by slot, without those that were given back.
     fn regions(&self) -> Vec<(NonNull<u8>, usize)> {
-        self.regions.iter().map(|&(base, layout, _)| (base, layout.size())).collect()
+        let slots = self.regions.iter().enumerate().flat_map(|(class, &(_, layout, slot_bytes))| {
+            let class = class as u16;
+            (0..(layout.size() / slot_bytes) as u32).map(move |index| SlotId { class, index })
+        });
+        slots.filter(|slot| !self.released.contains(slot)).map(|slot| self.start(slot)).collect()
+    }
+
+    /// Pages that a reader has pinned are no longer those of the slot after this.
+    fn release(&mut self, slot: SlotId) {
+        self.released.insert(slot);
+        #[cfg(target_os = "linux")]
+        {
+            let (start, len) = self.start(slot);
+            let give_back = rustix::mm::Advice::LinuxDontNeed;
+            // SAFETY: whole pages of memory of ours that nobody uses until the slot's next `destination`; they read as zeros then.
+            unsafe { rustix::mm::madvise(start.as_ptr().cast(), len, give_back) }.unwrap();
+        }
+    }
+
+    fn reclaim(&mut self, slot: SlotId) {
+        assert!(self.released.remove(&slot), "a slot in use comes back: {slot:?}");
     }
 
     fn loading_max(&self) -> usize {

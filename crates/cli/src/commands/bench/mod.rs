@@ -1,5 +1,6 @@
 //! `slotbank bench`: what measurements need, one file per subcommand.
 
+mod against;
 pub(crate) mod kernels;
 pub(crate) mod make_model;
 mod measure;

@@ -11,6 +11,8 @@ use crate::ui::units;
 const SLOW_GB_PER_S: f64 = 1.0;
 /// A drive that turns does not reach this with random reads.
 const TURNING_GB_PER_S: f64 = 0.3;
+/// Dense weights of models worth streaming take more than this.
+const LOCKED_BYTES_MIN: u64 = 1 << 30;
 /// Files open at a time besides those of the model.
 const FILES_BESIDES: u64 = 64;
 
@@ -101,6 +103,13 @@ fn memory(outcome: &Outcome, hints: &mut Vec<String>) {
         hints.push(format!(
             "{} are swapped out: a bank that the system swaps is many times slower than a smaller one; leave it more room (`--ram`) or turn swap off",
             units::bytes(swapped)
+        ));
+    }
+    if memory.swap_total_bytes > 0 && system.locked_bytes.is_some_and(|limit| limit < LOCKED_BYTES_MIN) {
+        hints.push(format!(
+            "there is swap space and only {} may be locked in memory, so the system can swap dense weights out: raise the limit \
+             (`ulimit -l unlimited`) or turn swap off",
+            units::bytes(system.locked_bytes.unwrap_or_default())
         ));
     }
     if system.open_files.is_some_and(|limit| limit < subject.files as u64 + FILES_BESIDES) {
@@ -216,7 +225,7 @@ mod tests {
                     swap_free_bytes: 0,
                 },
                 open_files: Some(1024),
-                locked_bytes: Some(8 << 20),
+                locked_bytes: Some(u64::MAX),
                 huge_pages: Some("madvise".into()),
             },
             hints: Vec::new(),
@@ -265,6 +274,13 @@ mod tests {
         one(
             |o| (o.system.memory.swap_total_bytes, o.system.memory.swap_free_bytes) = (4 * GIB, 3 * GIB),
             "1.0 GiB are swapped out",
+        );
+        one(
+            |o| {
+                (o.system.memory.swap_total_bytes, o.system.memory.swap_free_bytes) = (GIB, GIB);
+                o.system.locked_bytes = Some(8 << 20);
+            },
+            "only 8.0 MiB may be locked",
         );
         let group = Group { version: 2, path: "/g".into(), limit_bytes: 32 * GIB, used_bytes: GIB };
         one(|o| o.system.memory.group = Some(group), "32.0 GiB in all (/g)");

@@ -37,6 +37,9 @@ pub(super) struct RateArgs {
     /// Of a token outside its routed layers
     #[arg(long, value_name = "MS", value_parser = at_least_zero, requires = "layer_ms")]
     other_ms: Option<f64>,
+    /// Of that, of the dense layer before the first routed one, after it has guessed that layer's experts; 0 where it does not
+    #[arg(long, value_name = "MS", value_parser = at_least_zero, requires = "other_ms")]
+    lead_ms: Option<f64>,
     /// Reads that begin one layer early: none, those that the trace predicted, or a part of the misses (0.75), with so
     /// many more read in vain (0.75:0.2)
     #[arg(long, value_name = "none|trace|R[:W]", default_value = "none", value_parser = lookahead)]
@@ -60,6 +63,7 @@ impl RateArgs {
                 shared_ms: self.shared_ms.unwrap_or(0.0),
                 expert_ms,
                 other_ms: self.other_ms.unwrap_or(0.0),
+                lead_ms: self.lead_ms.unwrap_or(0.0).min(self.other_ms.unwrap_or(0.0)),
             }),
             _ => None,
         };

@@ -4,12 +4,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 
-use engine::{GenerateOptions, Want};
+use engine::Want;
 use files::Class;
 use text::Specials;
 
 use super::Identity;
-use crate::args::{BankArgs, ModelArgs, SamplingArgs};
+use crate::args::{GenerateArgs, ModelArgs};
 use crate::commands::bench::speed::read_tokens;
 use crate::generation::{Printer, generate, tokenizer};
 use crate::interrupt::Generating;
@@ -36,12 +36,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
-    sampling: SamplingArgs,
-    #[command(flatten)]
-    bank: BankArgs,
-    /// Neither the memory plan nor the summary
-    #[arg(short, long, help_heading = "Output")]
-    quiet: bool,
+    generate: GenerateArgs,
 }
 
 const AFTER_HELP: &str = "\
@@ -49,22 +44,24 @@ the model and the bank of the run are written to TRACE.model.json: replay and si
 trace of another model. With --tokens, -n counts the ids to run one by one, as far as the file goes";
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
-    let mut options = args.bank.options();
+    let mut options = args.generate.bank.options();
     if let Some(other) = options.trace.replace(args.file.clone()) {
         let what = format!("there are two traces to write: {} and {}", args.file.display(), other.display());
         return Err(Failure::usage(what, "leave --trace out"));
     }
     let given = args.tokens.as_deref().map(read_tokens).transpose()?;
     let model = session::open(args.model.path(), &args.model.sidecar)?;
-    let mut session = session::load_with(&model, options, args.bank.dump.as_deref(), args.quiet)?;
+    let mut session = session::load_with(&model, &args.generate.bank, options, args.generate.quiet)?;
     let (tokens, interrupted) = match (&given, &args.prompt) {
-        (Some(ids), _) => run_ids(&mut session, ids, args.prompt_tokens, args.sampling.max_tokens as usize)?,
+        (Some(ids), _) => {
+            run_ids(&mut session, ids, args.prompt_tokens, args.generate.sampling.max_tokens as usize)?
+        }
         (None, Some(prompt)) => run_text(&mut session, prompt, args)?,
         (None, None) => return Err(Failure::usage("there is nothing to run", "give a prompt or --tokens")),
     };
     let counters = session.counters().unwrap_or_default();
     session.finish()?;
-    if !args.quiet {
+    if !args.generate.quiet {
         let (file, whose) = (args.file.display(), Identity::path(&args.file));
         ui::note(format!("{file}: {tokens} tokens, {} calls; {}", counters.calls, whose.display()));
     }
@@ -107,11 +104,7 @@ fn run_text(session: &mut Session, prompt: &str, args: &Args) -> Result<(usize, 
     if tokens.is_empty() {
         return Err(Failure::usage("the prompt is empty", "give a text or --tokens"));
     }
-    let options = GenerateOptions {
-        max_tokens: Some(args.sampling.max_tokens as usize),
-        sampling: args.sampling.options(),
-        ignore_eos: args.sampling.ignore_eos,
-    };
+    let options = args.generate.options();
     let mut sequence = session.engine.new_sequence()?;
     let mut printer = Printer::new(&tokenizer, true);
     let generation = generate(session, &mut sequence, &tokens, &options, &mut printer)?;

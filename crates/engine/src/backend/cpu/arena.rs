@@ -19,6 +19,22 @@ struct Region {
     start: NonNull<u8>,
     slot_bytes: usize,
     slots: usize,
+    /// Slots whose memory was given back.
+    released: Vec<bool>,
+}
+
+impl Region {
+    /// Stretches of slots in use: (first byte, bytes).
+    fn stretches(&self) -> impl Iterator<Item = (NonNull<u8>, usize)> {
+        let mut first = 0;
+        self.released.chunk_by(|a, b| a == b).filter_map(move |run| {
+            let start = first;
+            first += run.len();
+            // SAFETY: a slot of the region begins there.
+            let at = unsafe { self.start.add(start * self.slot_bytes) };
+            (!run[0]).then_some((at, run.len() * self.slot_bytes))
+        })
+    }
 }
 
 // SAFETY: `start` points into memory that the region owns and that does not move; who may read or write which slot,
@@ -51,7 +67,8 @@ unsafe impl Arena for HostArena {
             let mut memory = AlignedBuf::zeroed(slot_bytes * slots);
             self.allocated_bytes.fetch_add(memory.len() as u64, Ordering::Relaxed);
             let start = NonNull::new(memory.as_mut_ptr()).expect("an allocation is not null");
-            self.classes.push(Region { _memory: memory, start, slot_bytes, slots });
+            let released = vec![false; slots];
+            self.classes.push(Region { _memory: memory, start, slot_bytes, slots, released });
         }
         Ok(())
     }
@@ -61,12 +78,20 @@ unsafe impl Arena for HostArena {
         Destination { start, len }
     }
 
-    #[cfg(target_os = "linux")]
     fn release(&mut self, slot: SlotId) {
-        let (start, len) = self.slot(slot);
-        // SAFETY: whole pages of private memory that nobody uses until the slot's next `destination`; they read as zeros from now on,
-        // which are initialised bytes. A refusal only means that the memory stays taken.
-        let _ = unsafe { rustix::mm::madvise(start.as_ptr().cast(), len, rustix::mm::Advice::LinuxDontNeed) };
+        self.classes[slot.class as usize].released[slot.index as usize] = true;
+        #[cfg(target_os = "linux")]
+        {
+            let (start, len) = self.slot(slot);
+            let give_back = rustix::mm::Advice::LinuxDontNeed;
+            // SAFETY: whole pages of private memory that nobody uses until the slot's next `destination`; they read as zeros from now on,
+            // which are initialised bytes. A refusal only means that the memory stays taken.
+            let _ = unsafe { rustix::mm::madvise(start.as_ptr().cast(), len, give_back) };
+        }
+    }
+
+    fn reclaim(&mut self, slot: SlotId) {
+        self.classes[slot.class as usize].released[slot.index as usize] = false;
     }
 
     fn host_bytes(&self, slot: SlotId) -> &[u8] {
@@ -74,7 +99,37 @@ unsafe impl Arena for HostArena {
         // SAFETY: the bank calls this only for slots that are ready: initialised, and written by nobody meanwhile.
         unsafe { std::slice::from_raw_parts(start.as_ptr(), len) }
     }
+
     fn regions(&self) -> Vec<(NonNull<u8>, usize)> {
-        self.classes.iter().map(|region| (region.start, region.slot_bytes * region.slots)).collect()
+        self.classes.iter().flat_map(Region::stretches).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn regions_are_the_stretches_in_use() {
+        let mut arena = HostArena::new(Arc::default());
+        let class = |slot_bytes, slots, spares| SizeClass { slot_bytes, slots, spares };
+        arena.allocate(&[class(4096, 5, 1), class(8192, 2, 0)]).unwrap();
+        let starts: Vec<usize> = arena.classes.iter().map(|class| class.start.as_ptr() as usize).collect();
+        let regions = |arena: &HostArena| -> Vec<(usize, usize, usize)> {
+            let place = |(at, bytes): (NonNull<u8>, usize)| {
+                let at = at.as_ptr() as usize;
+                let class = usize::from((starts[1]..starts[1] + 2 * 8192).contains(&at));
+                (class, at - starts[class], bytes)
+            };
+            arena.regions().into_iter().map(place).collect()
+        };
+        assert_eq!(regions(&arena), [(0, 0, 6 * 4096), (1, 0, 2 * 8192)]);
+        for (class, index) in [(0, 1), (0, 2), (0, 4), (1, 0), (1, 1)] {
+            arena.release(SlotId { class, index });
+        }
+        assert_eq!(regions(&arena), [(0, 0, 4096), (0, 3 * 4096, 4096), (0, 5 * 4096, 4096)]);
+        arena.reclaim(SlotId { class: 0, index: 4 });
+        arena.reclaim(SlotId { class: 1, index: 1 });
+        assert_eq!(regions(&arena), [(0, 0, 4096), (0, 3 * 4096, 3 * 4096), (1, 8192, 8192)]);
     }
 }

@@ -131,6 +131,14 @@ impl Backend for CpuBackend {
         Ok(WeightId(self.weights.len() as u32 - 1))
     }
 
+    fn lock_weights(&mut self) -> bool {
+        let all = self.weights.iter_mut().all(|weight| weight.bytes.lock());
+        if !all {
+            self.weights.iter_mut().for_each(|weight| weight.bytes.unlock());
+        }
+        all
+    }
+
     fn buffer(&mut self, len: usize) -> Buf {
         self.buffers.add(len)
     }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::read::sim::{Clock, Fault, FaultAt, Options as SimOptions, SimReader, Source};
-use crate::read::{Completion, ReadFailure};
+use crate::read::{Completion, Interval, ReadFailure};
 
 const FILE_BYTES: u64 = 8 << 20;
 
@@ -115,7 +115,8 @@ unsafe impl Reader for Cached {
     fn wait_any(&mut self, timeout: Option<Duration>) -> Option<Completion> {
         let Some(ticket) = self.ready.pop() else { return self.inner.wait_any(timeout) };
         std::thread::sleep(Duration::from_micros(50));
-        Some(Completion { ticket, result: Ok::<(), ReadFailure>(()) })
+        let at_drive = Interval::since(Instant::now());
+        Some(Completion { ticket, at_drive, result: Ok::<(), ReadFailure>(()) })
     }
     fn capacity(&self) -> usize {
         self.inner.capacity()
@@ -211,6 +212,18 @@ fn the_choice_follows_the_faster_reader_and_keeps_to_its_budget() {
         // 300 ms, the reads in flight at the end of each turn, and what a busy machine takes.
         assert!(begun.elapsed() < millis(700), "{:?}", begun.elapsed());
     }
+}
+
+/// A turn whose time others have used up says nothing, least of all that its reader is slow.
+#[test]
+fn a_turn_without_time_is_no_measurement() {
+    let slow = || drive(SimOptions { latency: millis(80), ..SimOptions::default() });
+    let (mut first, mut second, stretches) = (slow(), slow(), everywhere());
+    let sides: [Side<'_>; 2] = [(&mut first, None), (&mut second, None)];
+    let rates = alternate(sides, &stretches, 64 << 10, millis(20)).unwrap();
+    assert!(rates.iter().flatten().any(Option::is_none), "{rates:?}");
+    assert!(rates.iter().flatten().flatten().all(|&rate| rate > 0.0), "{rates:?}");
+    assert_eq!(decide(&rates).reader, ReaderChoice::Direct);
 }
 
 #[test]
