@@ -59,6 +59,9 @@ fn who_guesses_changes_no_bit_and_no_count() {
             assert!(counters.guessed > 0 && counters.guessed_right <= counters.guessed, "{what}");
             if prefetch == Prefetch::NextLayer {
                 assert!(counters.ahead_used > 0, "{what}: {counters:?}");
+                // The dense layer before the first routed one guesses, too.
+                let first = &engine.bank_stats().expect("a bank").layers[0];
+                assert!(first.layer > 0 && first.counters.guessed > 0, "{what}: {first:?}");
             }
         }
     }
