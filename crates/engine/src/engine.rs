@@ -255,7 +255,7 @@ impl Engine {
     pub fn reader(&self) -> String {
         let reader = self.bank.as_ref().map_or_else(|| "none".to_owned(), Bank::describe_reader);
         match &self.measured_reader {
-            Some(found) if wants_measuring(&self.options) => format!("{reader} ({})", found.why),
+            Some(found) if wants_measuring(&self.options) => format!("{reader}; measured: {}", found.why),
             _ => reader,
         }
     }

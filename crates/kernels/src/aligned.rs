@@ -90,13 +90,21 @@ impl AlignedBuf {
         self.start.as_ptr()
     }
 
-    /// Faults every page in, keeping the contents, so that first use is not slow.
+    /// Faults every page in, keeping the contents, so that first use is not slow; on several threads where that pays, since the
+    /// system has to clear each page.
     pub fn touch(&mut self) {
-        for page in self.as_mut_slice().chunks_mut(PAGE) {
-            let first: *mut u8 = &mut page[0];
-            // SAFETY: a valid, exclusively borrowed byte; volatile so that the write is not optimised away.
-            unsafe { first.write_volatile(first.read_volatile()) };
-        }
+        /// Bytes that are worth a thread.
+        const SHARE_MIN: usize = 64 << 20;
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let share = self.len.div_ceil(threads).max(SHARE_MIN).next_multiple_of(HUGE_PAGE);
+        std::thread::scope(|scope| {
+            let mut shares = self.as_mut_slice().chunks_mut(share);
+            let own = shares.next();
+            for share in shares {
+                scope.spawn(|| touch_pages(share));
+            }
+            own.map(touch_pages);
+        });
     }
 
     /// Asks the system to keep the buffer's pages in memory, whatever else it needs memory for, until [`AlignedBuf::unlock`] or the end
@@ -116,6 +124,14 @@ impl AlignedBuf {
 
     fn whole_pages(&self) -> usize {
         self.len - self.len % PAGE
+    }
+}
+
+fn touch_pages(bytes: &mut [u8]) {
+    for page in bytes.chunks_mut(PAGE) {
+        let first: *mut u8 = &mut page[0];
+        // SAFETY: a valid, exclusively borrowed byte; volatile so that the write is not optimised away.
+        unsafe { first.write_volatile(first.read_volatile()) };
     }
 }
 

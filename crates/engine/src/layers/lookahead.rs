@@ -36,6 +36,8 @@ pub(crate) struct Lookahead {
     weights: Vec<f32>,  // [k]
     previous: Vec<u32>, // [layers, k]: what the token before asked for
     seen: bool,
+    /// A dense layer has begun the token that runs.
+    led: bool,
     /// Only where it guesses.
     oracle: Option<Oracle>,
 }
@@ -61,6 +63,7 @@ impl Lookahead {
             weights: vec![0.0; c.top_k],
             previous: vec![0; routers.len() * c.top_k],
             seen: false,
+            led: false,
             oracle,
             routers,
         })
@@ -68,13 +71,13 @@ impl Lookahead {
 
     /// Guesses in another way from now on, and forgets what was seen and measured; not for oracles, whose trace is read at load.
     pub(crate) fn set_mode(&mut self, mode: Prefetch) {
-        (self.mode, self.judge, self.seen) = (mode, Judge::default(), false);
+        (self.mode, self.judge, self.seen, self.led) = (mode, Judge::default(), false, false);
     }
 
     /// A step of several tokens asks for more experts than anybody could guess.
     pub(crate) fn pause(&mut self, layer: u32, k: usize, n_tokens: usize) -> Result<(), Error> {
         self.judge.pause();
-        self.seen = false;
+        (self.seen, self.led) = (false, false);
         self.oracle.as_mut().map_or(Ok(()), |oracle| oracle.take(layer, k, n_tokens).map(drop))
     }
 
@@ -91,6 +94,7 @@ impl Lookahead {
             return Ok(());
         }
         self.begin_token(bank);
+        self.led = true;
         // An oracle and a previous token are asked in the last layer already.
         match self.mode {
             Prefetch::Auto | Prefetch::NextLayer => self.ask_router(backend, bank, c, 0, x),
@@ -113,8 +117,8 @@ impl Lookahead {
             return Ok(());
         }
         let Some(at) = self.routers.iter().position(|router| router.layer == layer) else { return Ok(()) };
-        if at == 0 && layer == 0 {
-            self.begin_token(bank); // no layer leads
+        if at == 0 && !std::mem::take(&mut self.led) {
+            self.begin_token(bank);
         }
         let k = c.top_k;
         if let Some(oracle) = &mut self.oracle {

@@ -63,9 +63,8 @@ impl Policy for Lfu {
     }
 
     fn victim(&mut self, class: u16, eligible: &dyn Fn(SlotId) -> bool) -> Option<SlotId> {
-        let buckets = 0..usize::from(COUNT_MAX) + 1;
-        let accept = |index| eligible(SlotId { class, index });
-        self.classes[class as usize].find(buckets, &accept).map(|index| SlotId { class, index })
+        let all = std::iter::once(0..usize::from(COUNT_MAX) + 1);
+        self.classes[class as usize].victim(class, all, eligible)
     }
 
     fn forget(&mut self, slot: SlotId) {

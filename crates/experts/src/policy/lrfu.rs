@@ -107,14 +107,8 @@ impl Policy for Lrfu {
     }
 
     fn victim(&mut self, class: u16, eligible: &dyn Fn(SlotId) -> bool) -> Option<SlotId> {
-        let ranks = &self.classes[class as usize];
-        let accept = |index| eligible(SlotId { class, index });
         let (start, end) = (ring(self.base), ANCIENT);
-        let index = ranks
-            .find(ANCIENT..ANCIENT + 1, &accept)
-            .or_else(|| ranks.find(start..end, &accept))
-            .or_else(|| ranks.find(0..start, &accept));
-        index.map(|index| SlotId { class, index })
+        self.classes[class as usize].victim(class, [ANCIENT..ANCIENT + 1, start..end, 0..start], eligible)
     }
 
     fn forget(&mut self, slot: SlotId) {

@@ -5,6 +5,8 @@
 
 use std::ops::Range;
 
+use crate::plan::SlotId;
+
 const NONE: u32 = u32::MAX;
 
 #[derive(Debug, Clone, Copy)]
@@ -92,8 +94,20 @@ impl Ranks {
         }
     }
 
+    /// The first eligible slot of this class in the buckets of these ranges, one range after the other, lowest bucket first.
+    pub(super) fn victim(
+        &self,
+        class: u16,
+        ranges: impl IntoIterator<Item = Range<usize>>,
+        eligible: &dyn Fn(SlotId) -> bool,
+    ) -> Option<SlotId> {
+        let accept = |index| eligible(SlotId { class, index });
+        let index = ranges.into_iter().find_map(|range| self.find(range, &accept))?;
+        Some(SlotId { class, index })
+    }
+
     /// The first slot that `accept` takes in the buckets of `range`, lowest bucket first.
-    pub(super) fn find(&self, range: Range<usize>, accept: &dyn Fn(u32) -> bool) -> Option<u32> {
+    fn find(&self, range: Range<usize>, accept: &dyn Fn(u32) -> bool) -> Option<u32> {
         let mut from = range.start;
         while let Some(bucket) = self.next_filled(from, range.end) {
             let mut slot = self.buckets[bucket].oldest;

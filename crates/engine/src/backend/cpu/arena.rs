@@ -59,12 +59,15 @@ impl HostArena {
 }
 
 // SAFETY: regions are allocated once, page-aligned and zeroed; slots are disjoint multiples of `slot_bytes` (a multiple
-// of the alignment); nothing here touches a slot's bytes except `host_bytes`, for that slot alone.
+// of the alignment); once they are allocated nothing here touches a slot's bytes except `host_bytes`, for that slot alone.
 unsafe impl Arena for HostArena {
     fn allocate(&mut self, classes: &[SizeClass]) -> experts::Result<()> {
         for class in classes {
             let (slot_bytes, slots) = (class.slot_bytes as usize, (class.slots + class.spares) as usize);
             let mut memory = AlignedBuf::zeroed(slot_bytes * slots);
+            // Else the first read into each slot waits until the system has cleared its pages, on the cores that compute; and memory
+            // that is not there is better missed now.
+            memory.touch();
             self.allocated_bytes.fetch_add(memory.len() as u64, Ordering::Relaxed);
             let start = NonNull::new(memory.as_mut_ptr()).expect("an allocation is not null");
             let released = vec![false; slots];
