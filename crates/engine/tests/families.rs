@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 
 use common::{Choices, Logits, OnDisk, assert_same_bits, difference, exact, listed, run, run_dumped, ways};
 use experts::{ReaderChoice, ReaderKind};
+use files::GgmlType as T;
 use files::extract::{self, extract};
-use files::{GgmlType as T, Layout};
+use files::manifest::Layout;
 use slotbank_engine::{BankSize, Engine, EngineOptions, Promote};
 use toy::{Listed, Types};
 
