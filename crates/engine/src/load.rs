@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::ops::Range;
 
-use files::{Checkpoint, GgmlType, Tensor};
+use files::{Checkpoint, Extent, GgmlType, Tensor};
 
 use crate::backend::{
     Backend, Buf, CacheId, RopeId, RopeSpec, RoutedSpec, ScratchSpec, SelectionId, WeightId, WeightSpec,
@@ -141,12 +141,23 @@ impl<'a> Loader<'a> {
             return self.weight(name, n, 1, 1);
         }
         let values = self.read_vector(tensor, n)?;
-        let spec =
-            WeightSpec { name: name.to_owned(), format: GgmlType::F32.id(), n_in: n, n_out: 1, count: 1 };
-        self.ledger.weights += 4 * n as u64;
+        self.values(name, &values)
+    }
+
+    /// A part of a vector of `n` values.
+    pub(crate) fn elements(&mut self, name: &str, n: usize, part: Range<usize>) -> Result<WeightId, Error> {
+        let values = self.read_vector(self.tensor(name)?, n)?;
+        self.values(name, &values[part])
+    }
+
+    /// A vector in f32.
+    fn values(&mut self, name: &str, values: &[f32]) -> Result<WeightId, Error> {
+        let n_in = values.len();
+        let spec = WeightSpec { name: name.to_owned(), format: GgmlType::F32.id(), n_in, n_out: 1, count: 1 };
+        self.ledger.weights += 4 * n_in as u64;
         let Some(backend) = self.backend.as_deref_mut() else { return Ok(WeightId(u32::MAX)) };
         backend.weight(&spec, &mut |out| {
-            out.copy_from_slice(bytemuck::cast_slice(&values));
+            out.copy_from_slice(bytemuck::cast_slice(values));
             Ok(())
         })
     }
@@ -206,6 +217,26 @@ impl<'a> Loader<'a> {
                 .and_then(|_| file.read_exact(out))
                 .map_err(|source| files::Error::io(path, source).into())
         })
+    }
+
+    /// Rows `rows` of a tensor of `n_out` rows that holds several matrices, one below the other.
+    pub(crate) fn rows(
+        &mut self,
+        name: &str,
+        n_in: usize,
+        n_out: usize,
+        rows: Range<usize>,
+    ) -> Result<WeightId, Error> {
+        let (tensor, format) = self.stack(name, n_in, n_out)?;
+        let row_bytes = (n_in / format.block_elements * format.block_bytes) as u64;
+        let extent = Extent {
+            offset: tensor.extent.offset + rows.start as u64 * row_bytes,
+            len: rows.len() as u64 * row_bytes,
+            ..tensor.extent
+        };
+        let name = format!("{name} (rows {}..{})", rows.start, rows.end);
+        let spec = WeightSpec { name, format: format.id, n_in, n_out: rows.len(), count: 1 };
+        self.cut(spec, &Tensor { extent, ..tensor.clone() }, &|bytes, out| out.copy_from_slice(bytes))
     }
 
     /// Stacked matrices cut from one tensor in which every head has `per_head` rows: of each head the rows `rows`, as stored.
