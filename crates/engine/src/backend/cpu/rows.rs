@@ -1,6 +1,7 @@
 //! Operations that go row by row: on the calling thread for few rows, over the pool for many.
 
-use kernels::{Pool, SharedMut, ops};
+use kernels::ops::{self, Glu};
+use kernels::{Pool, SharedMut};
 
 use super::CpuBackend;
 use super::memory::{Buffers, Scratch, floats, floats_mut};
@@ -127,10 +128,10 @@ impl CpuBackend {
             let x = unsafe { to.part(x.offset + t * x.stride, width) };
             match f {
                 Zip::Add => x.iter_mut().zip(y).for_each(|(x, y)| *x += y),
-                Zip::SiluMul => {
+                Zip::Glu(activation) => {
                     // SAFETY: as above.
                     let product = unsafe { scratch.part(t * width, width) };
-                    ops::silu_mul(x, y, product);
+                    activation.apply(x, y, product);
                     x.copy_from_slice(product);
                 }
             }
@@ -143,6 +144,6 @@ impl CpuBackend {
 pub(super) enum Zip {
     /// `x + y`.
     Add,
-    /// `silu(x) * y`.
-    SiluMul,
+    /// `act(x) * y`.
+    Glu(Glu),
 }
