@@ -129,14 +129,18 @@ impl WeightSpec {
 /// A rotary embedding: see `kernels::ops::Rope`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RopeSpec {
-    /// Rotated elements per head.
+    /// Rotated elements per head, from its start; what lies behind them stays.
     pub dim: usize,
+    /// Which elements turn together.
+    pub pairing: kernels::ops::Pairing,
     /// Tokens of one step at most; the angles of a step are computed once for all layers.
     pub rows: usize,
     /// Base frequency.
     pub theta: f32,
     /// YaRN, where the model asks for it.
     pub yarn: Option<kernels::ops::Yarn>,
+    /// A divisor for the frequency of each pair `[dim / 2]`, where the model has them.
+    pub factors: Option<Vec<f32>>,
 }
 
 /// What scratch is sized for: the largest operation of each kind.
@@ -150,6 +154,8 @@ pub struct ScratchSpec {
     pub heads: usize,
     /// Elements of a cached latent row.
     pub cache_width: usize,
+    /// Heads that share keys in [`Backend::attention_kv`], and elements of a key and of a value; zeros where it does not run.
+    pub kv: [usize; 3],
     /// Heads of the indexer; 0 where it does not run.
     pub index_heads: usize,
     /// Elements of an index key.
@@ -163,7 +169,7 @@ pub struct ScratchSpec {
 pub enum Select {
     /// All positions up to the token's own.
     All,
-    /// The last `n`.
+    /// The last `n`, the token's own among them.
     Recent(usize),
 }
 
@@ -202,6 +208,33 @@ pub struct LatentAttention {
     /// Which positions.
     pub selection: SelectionId,
     /// `[tokens, n_heads, latent]`.
+    pub out: View,
+}
+
+/// Operands of attention over cached keys and values, each shared by a group of consecutive heads.
+#[derive(Debug, Clone, Copy)]
+pub struct KvAttention {
+    /// `[tokens, n_heads, head_dim]`.
+    pub queries: View,
+    /// `[positions, n_kv_heads * head_dim]`.
+    pub keys: CacheId,
+    /// `[positions, n_kv_heads * value_dim]`.
+    pub values: CacheId,
+    /// Heads; head `h` reads keys and values number `h / (n_heads / n_kv_heads)`.
+    pub n_heads: usize,
+    /// Keys and values per position; divides `n_heads`.
+    pub n_kv_heads: usize,
+    /// Elements of a query and of a key.
+    pub head_dim: usize,
+    /// Elements of a value.
+    pub value_dim: usize,
+    /// Softmax scale.
+    pub scale: f32,
+    /// `[n_heads]`: a score per head that takes its share of the softmax and has no value.
+    pub sinks: Option<WeightId>,
+    /// Which positions; made by [`Backend::select`].
+    pub selection: SelectionId,
+    /// `[tokens, n_heads, value_dim]`.
     pub out: View,
 }
 
@@ -309,7 +342,7 @@ pub trait Backend: Send {
     fn matmul(&mut self, x: View, rows: usize, outs: &[(WeightId, View)]);
     /// A stack of matrices, one per head: `out[t, h] = W[h] x[t, h]`, with `out` dense `[rows, heads, n_out]`.
     fn matmul_heads(&mut self, weight: WeightId, x: Heads, rows: usize, out: View);
-    /// Rotates interleaved pairs at the start of every head in place; row `t` is at position `start + t`.
+    /// Rotates pairs at the start of every head in place; row `t` is at position `start + t`.
     fn rope(&mut self, table: RopeId, x: Heads, start: usize, rows: usize);
     /// Orthonormal Walsh-Hadamard transform of the first `width` elements of every head, in place.
     fn hadamard(&mut self, x: Heads, width: usize, rows: usize);
@@ -317,6 +350,8 @@ pub trait Backend: Send {
     fn copy(&mut self, from: Heads, to: Heads, width: usize, rows: usize);
     /// `x[t] += y[t]`.
     fn add(&mut self, x: View, y: View, width: usize, rows: usize);
+    /// `x[t] += bias`, `width` = the bias's length.
+    fn add_bias(&mut self, x: View, bias: WeightId, rows: usize);
     /// `x[t] = 0`.
     fn zero(&mut self, x: View, width: usize, rows: usize);
     /// `gate[t] = act(gate[t]) * up[t]`.
@@ -331,6 +366,8 @@ pub trait Backend: Send {
     fn sparse_index(&mut self, selection: SelectionId, index: &Index, start: usize, rows: Range<usize>);
     /// Softmax attention of some rows of the step over the latents selected for them.
     fn attention_latent(&mut self, attention: &LatentAttention, rows: Range<usize>);
+    /// Softmax attention of some rows of the step over the keys and values selected for them.
+    fn attention_kv(&mut self, attention: &KvAttention, rows: Range<usize>);
     /// The positions selected for row `t`, ascending (diagnostics; a host wait).
     fn selected(&self, selection: SelectionId, row: usize, out: &mut Vec<u32>);
 

@@ -1,6 +1,6 @@
 //! Which rotary embedding a model asks for, and what that does to its softmax.
 
-use kernels::ops::Yarn;
+use kernels::ops::{Pairing, Yarn};
 
 use crate::Error;
 use crate::backend::RopeSpec;
@@ -15,6 +15,7 @@ const BETA_SLOW: f32 = 1.0;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RopeConfig {
     pub(crate) dim: usize,
+    pub(crate) pairing: Pairing,
     pub(crate) theta: f32,
     pub(crate) yarn: Option<Yarn>,
     /// YaRN's temperature: its square multiplies the softmax scale. 1 without.
@@ -28,12 +29,20 @@ impl RopeConfig {
             return Err(keys.wrong(format!("rope.dimension_count {dim} is odd")));
         }
         let (yarn, mscale) = yarn(keys)?;
-        Ok(Self { dim, theta: keys.f32("rope.freq_base")?, yarn, mscale })
+        let theta = keys.f32("rope.freq_base")?;
+        Ok(Self { dim, pairing: Pairing::Interleaved, theta, yarn, mscale })
     }
 
     /// For steps of `rows` tokens.
     pub(crate) fn spec(&self, rows: usize) -> RopeSpec {
-        RopeSpec { dim: self.dim, rows, theta: self.theta, yarn: self.yarn }
+        RopeSpec {
+            dim: self.dim,
+            pairing: self.pairing,
+            rows,
+            theta: self.theta,
+            yarn: self.yarn,
+            factors: None,
+        }
     }
 }
 
@@ -58,6 +67,7 @@ fn yarn(keys: &Keys<'_>) -> Result<(Option<Yarn>, f32), Error> {
         original_context: keys.size("rope.scaling.original_context_length")? as u32,
         beta_fast: beta("rope.scaling.yarn_beta_fast", BETA_FAST)?,
         beta_slow: beta("rope.scaling.yarn_beta_slow", BETA_SLOW)?,
+        truncate: true,
         attention_factor: attention_factor * keys.f32_if_any("rope.scaling.attn_factor")?.unwrap_or(1.0),
     };
     Ok((Some(yarn), mscale))

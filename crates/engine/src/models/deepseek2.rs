@@ -6,11 +6,11 @@
 
 use files::Checkpoint;
 
-use super::{Architecture, Model, ModelInfo, SequenceCache, Step, planned_context};
+use super::{Architecture, Model, ModelInfo, Step, planned_context};
 use crate::backend::{Buf, Select, View, WeightId};
 use crate::keys::Keys;
 use crate::layers::head::Head;
-use crate::layers::mla::{Mla, MlaConfig, MlaState};
+use crate::layers::mla::{Mla, MlaCache, MlaConfig, MlaState};
 use crate::layers::mlp::{Mlp, MlpState};
 use crate::layers::moe::{MoeConfig, MoeDefaults};
 use crate::layers::rope::RopeConfig;
@@ -67,7 +67,7 @@ struct Deepseek2 {
     config: Config,
     weights: Weights,
     state: State,
-    caches: Vec<SequenceCache>,
+    caches: Vec<Vec<MlaCache>>, // [sequences][layers]
     info: ModelInfo,
 }
 
@@ -83,7 +83,9 @@ fn load(loader: &mut Loader<'_>) -> Result<Box<dyn Model>, Error> {
     let info = config.info(loader.checkpoint, context);
     let weights = Weights::load(loader, &config, rows[1])?;
     let state = State::new(loader, &config, rows, context as usize)?;
-    let caches = vec![config.sequence_cache(loader, context as usize)];
+    let layers = 0..config.num_hidden_layers;
+    let caches = layers.map(|_| MlaCache::new(loader, &config.mla, context as usize, false)).collect();
+    let caches = vec![caches];
     Ok(Box::new(Deepseek2 { config, weights, state, caches, info }))
 }
 
@@ -122,13 +124,6 @@ impl Config {
             index_topk: 0,
             full_layers: Vec::new(),
         }
-    }
-
-    fn sequence_cache(&self, loader: &mut Loader<'_>, context: usize) -> SequenceCache {
-        let ty = loader.options.cache_type;
-        let (width, latent) = (self.mla.cache_width(), self.mla.kv_lora_rank);
-        let latents = (0..self.num_hidden_layers).map(|_| loader.cache(context, width, latent, ty)).collect();
-        SequenceCache { latents, index_keys: Vec::new() }
     }
 }
 
@@ -204,8 +199,7 @@ impl Model for Deepseek2 {
             for ((first, rows), &selection) in rows.parts(s.ubatch).zip(&s.mla.selections) {
                 let [x, normed, y] = [x, normed, y].map(|view| view.from_row(first));
                 b.rms_norm(x, layer.attn_norm, c.rms_norm_eps, rows.count, normed);
-                let latents = cache.latents[i];
-                layer.attention.forward(b, &c.mla, &s.mla, latents, None, selection, normed, rows, y);
+                layer.attention.forward(b, &c.mla, &s.mla, cache[i], selection, normed, rows, y);
             }
             let n = rows.wanted().len();
             if n == 0 {

@@ -5,7 +5,7 @@ use std::ops::Range;
 use experts::{Bank, Counters};
 use files::Checkpoint;
 
-use crate::backend::{Backend, CacheId};
+use crate::backend::Backend;
 use crate::load::Loader;
 use crate::options::Prefetch;
 use crate::{Dump, EngineOptions, Error, Want};
@@ -118,15 +118,6 @@ impl Rows {
     pub(crate) fn wanted(&self) -> Range<usize> {
         self.first_wanted..self.count
     }
-}
-
-/// The cached state of one sequence, by layer.
-#[derive(Debug)]
-pub(crate) struct SequenceCache {
-    /// Latents and rotated keys.
-    pub(crate) latents: Vec<CacheId>,
-    /// Index keys, on layers that run an indexer; empty for architectures without.
-    pub(crate) index_keys: Vec<Option<CacheId>>,
 }
 
 /// A loaded architecture.

@@ -1,4 +1,4 @@
-//! Rotary position embedding: the frequencies (plain and YaRN), the table of cosines and sines, and the rotation of interleaved pairs.
+//! Rotary position embedding: the frequencies (plain and YaRN), the table of cosines and sines, and the rotation of pairs.
 //!
 //! Frequencies are rounded to `f32` where transformers rounds them (exponent, power, inverse), and an angle is the `f32` product of
 //! position and frequency, so that long contexts rotate by the same angle as the reference; cosine and sine are then taken in `f64`.
@@ -14,6 +14,8 @@ pub struct Yarn {
     pub beta_fast: f32,
     /// Rotations below which a frequency is divided by the factor; 1 by default.
     pub beta_slow: f32,
+    /// Whether the pairs at which the ramp begins and ends are rounded outwards to whole ones.
+    pub truncate: bool,
     /// Factor on every cosine and sine; see [`yarn_mscale`] for what the model files leave implicit.
     pub attention_factor: f32,
 }
@@ -23,6 +25,15 @@ pub struct Yarn {
 /// square of this for `mscale_all_dim`.
 pub fn yarn_mscale(factor: f32, mscale: f32) -> f32 {
     if factor <= 1.0 { 1.0 } else { (0.1 * f64::from(mscale) * f64::from(factor).ln() + 1.0) as f32 }
+}
+
+/// Which elements of a head turn together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pairing {
+    /// Neighbours: `(x[2i], x[2i + 1])`.
+    Interleaved,
+    /// Element `i` of the first half and of the second: `(x[i], x[i + n / 2])`.
+    Halves,
 }
 
 /// The frequencies of one rotary embedding.
@@ -54,6 +65,17 @@ impl Rope {
             1.0 / (yarn.factor * power) * (1.0 - keep) + 1.0 / power * keep
         };
         Rope { inv_freq: powers.enumerate().map(blend).collect(), attention_factor: yarn.attention_factor }
+    }
+
+    /// The same with the frequency of each pair divided by its factor.
+    ///
+    /// # Panics
+    /// There is not one factor per pair.
+    #[must_use]
+    pub fn divided(mut self, factors: &[f32]) -> Rope {
+        assert_eq!(factors.len(), self.pairs(), "one factor per pair");
+        self.inv_freq.iter_mut().zip(factors).for_each(|(freq, factor)| *freq /= factor);
+        self
     }
 
     /// Number of pairs, the length of a table row.
@@ -97,8 +119,9 @@ fn yarn_range(n_rot: usize, base: f32, yarn: &Yarn) -> (f32, f32) {
         let turns = f64::from(yarn.original_context) / (f64::from(rotations) * 2.0 * std::f64::consts::PI);
         n * turns.ln() / (2.0 * f64::from(base).ln())
     };
-    let low = pair(yarn.beta_fast).floor().max(0.0);
-    let high = pair(yarn.beta_slow).ceil().min(n - 1.0);
+    let (low, high) = (pair(yarn.beta_fast), pair(yarn.beta_slow));
+    let (low, high) = if yarn.truncate { (low.floor(), high.ceil()) } else { (low, high) };
+    let (low, high) = (low.max(0.0), high.min(n - 1.0));
     if low == high { (low as f32, (high + 0.001) as f32) } else { (low as f32, high as f32) }
 }
 
@@ -110,6 +133,20 @@ pub fn rope_interleaved(x: &mut [f32], cos: &[f32], sin: &[f32]) {
     assert!(x.len() == 2 * cos.len() && cos.len() == sin.len(), "lengths of a rotation");
     for ([a, b], (c, s)) in x.as_chunks_mut::<2>().0.iter_mut().zip(cos.iter().zip(sin)) {
         (*a, *b) = (*a * c - *b * s, *b * c + *a * s);
+    }
+}
+
+vectorized! {
+    /// Rotates each pair `(x[i], x[i + n / 2])` by its angle, in place.
+    ///
+    /// # Panics
+    /// `x` is not twice as long as `cos` and `sin`.
+    pub fn rope_halves(x: &mut [f32], cos: &[f32], sin: &[f32]) {
+        assert!(x.len() == 2 * cos.len() && cos.len() == sin.len(), "lengths of a rotation");
+        let (first, second) = x.split_at_mut(cos.len());
+        for ((a, b), (c, s)) in first.iter_mut().zip(second).zip(cos.iter().zip(sin)) {
+            (*a, *b) = (*a * c - *b * s, *b * c + *a * s);
+        }
     }
 }
 
@@ -148,6 +185,7 @@ mod tests {
             original_context: 64,
             beta_fast: 32.0,
             beta_slow: 1.0,
+            truncate: true,
             attention_factor: mscale,
         };
         let rope = Rope::new(16, 1e4, Some(&yarn));
@@ -163,8 +201,14 @@ mod tests {
 
     #[test]
     fn a_degenerate_range_does_not_divide_by_zero() {
-        let yarn =
-            Yarn { factor: 2.0, original_context: 4, beta_fast: 1.0, beta_slow: 1.0, attention_factor: 1.0 };
+        let yarn = Yarn {
+            factor: 2.0,
+            original_context: 4,
+            beta_fast: 1.0,
+            beta_slow: 1.0,
+            truncate: true,
+            attention_factor: 1.0,
+        };
         assert!(Rope::new(8, 1e4, Some(&yarn)).inv_freq().iter().all(|f| f.is_finite() && *f > 0.0));
     }
 

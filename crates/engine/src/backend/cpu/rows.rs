@@ -1,6 +1,6 @@
 //! Operations that go row by row: on the calling thread for few rows, over the pool for many.
 
-use kernels::ops::{self, Glu};
+use kernels::ops::{self, Glu, Pairing};
 use kernels::{Pool, SharedMut};
 
 use super::CpuBackend;
@@ -83,12 +83,16 @@ impl CpuBackend {
         let table = &mut ropes[table.0 as usize];
         table.prepare(start, rows);
         let (table, data, width) = (&*table, buffers.shared(x.rows), 2 * table.at(0).0.len());
+        let rotate = match table.pairing {
+            Pairing::Interleaved => ops::rope_interleaved,
+            Pairing::Halves => ops::rope_halves,
+        };
         each_row(pool, rows, x.count * width, &|t| {
             let (cos, sin) = table.at(t);
             for h in 0..x.count {
                 let head = x.part(h);
                 // SAFETY: each row belongs to one call, and the heads of a row are rotated one after the other.
-                ops::rope_interleaved(unsafe { data.part(head.offset + t * head.stride, width) }, cos, sin);
+                rotate(unsafe { data.part(head.offset + t * head.stride, width) }, cos, sin);
             }
         });
     }
@@ -114,6 +118,16 @@ impl CpuBackend {
                 let target = unsafe { target.part(to.offset + t * to.stride, width) };
                 target.copy_from_slice(&source[from.offset + t * from.stride..][..width]);
             }
+        });
+    }
+
+    pub(super) fn add_bias_rows(&mut self, x: View, bias: WeightId, rows: usize) {
+        let bias = floats(&self.weights[bias.0 as usize].bytes);
+        let data = self.buffers.shared(x);
+        each_row(&self.pool, rows, bias.len(), &|t| {
+            // SAFETY: each row belongs to one call.
+            let x = unsafe { data.part(x.offset + t * x.stride, bias.len()) };
+            x.iter_mut().zip(bias).for_each(|(x, bias)| *x += bias);
         });
     }
 
