@@ -71,6 +71,11 @@ impl GqaConfig {
     }
 }
 
+/// Elements of the shortest head, which bound what can be rotated.
+pub(crate) fn shortest_head(layers: &[GqaConfig]) -> usize {
+    layers.iter().map(|c| c.head_dim).min().unwrap_or(0)
+}
+
 /// What operations on `rows` rows need, where a layer's widest feed-forward block is `ffn_width`.
 pub(crate) fn scratch(
     layers: &[GqaConfig],

@@ -96,7 +96,7 @@ impl Config {
             first_k_dense_replace: keys.size_or("leading_dense_block_count", 0)?.min(layers),
             rms_norm_eps: gqa[0].rms_norm_eps,
             max_position_embeddings: keys.context_length()?,
-            rope: RopeConfig::halves(&keys, gqa[0].head_dim)?,
+            rope: RopeConfig::halves(&keys, gqa::shortest_head(&gqa))?,
             gqa,
             moe: MoeConfig::read(&keys, options, DEFAULTS)?,
         })

@@ -92,7 +92,7 @@ impl Config {
             vocab_size: keys.vocab_size()?,
             rms_norm_eps: gqa[0].rms_norm_eps,
             max_position_embeddings: keys.context_length()?,
-            rope: RopeConfig::halves(&keys, gqa[0].head_dim)?,
+            rope: RopeConfig::halves(&keys, gqa::shortest_head(&gqa))?,
             gqa,
             moe: MoeConfig::read(&keys, options, DEFAULTS)?,
         })

@@ -53,6 +53,7 @@ mod attention;
 mod axpy;
 mod dot;
 mod exp;
+mod glu;
 mod hadamard;
 mod half;
 mod index;
@@ -72,6 +73,7 @@ pub use attention::{ATTENTION_CHUNK, Chunk, Running, attend_chunk, attend_finish
 pub use axpy::axpy;
 pub use dot::{dot, reduce, sum};
 pub use exp::exp;
+pub use glu::Glu;
 pub use hadamard::hadamard;
 pub use half::{f16_to_f32, f32_to_f16, narrow, widen};
 pub use index::{INDEX_PANEL, index_panel, index_scores};

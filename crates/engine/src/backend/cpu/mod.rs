@@ -18,6 +18,7 @@ pub use arena::HostArena;
 use std::ops::Range;
 
 use experts::{Bank, Resident};
+use kernels::ops::Glu;
 use kernels::{AlignedBuf, Isa, Kernel, Pool};
 
 use super::parts::{Part, PartClock, PartTimes};
@@ -237,8 +238,8 @@ impl Backend for CpuBackend {
         }
     }
 
-    fn silu_mul(&mut self, gate: View, up: View, width: usize, rows: usize) {
-        self.timed(Part::Rows, |b| b.zip_rows(gate, up, width, rows, Zip::SiluMul));
+    fn glu(&mut self, activation: Glu, gate: View, up: View, width: usize, rows: usize) {
+        self.timed(Part::Rows, |b| b.zip_rows(gate, up, width, rows, Zip::Glu(activation)));
     }
 
     fn append(&mut self, cache: CacheId, x: View, start: usize, rows: usize) {
