@@ -226,7 +226,7 @@ pub(crate) struct Gqa {
     /// Weights of the norms of queries and of keys.
     norms: Option<[WeightId; 2]>,
     /// `[heads]`, where softmax has them.
-    pub(crate) sinks: Option<WeightId>,
+    sinks: Option<WeightId>,
     pub(crate) output: Linear,
 }
 
@@ -268,6 +268,11 @@ impl Gqa {
             sinks: None,
             output: Linear::load(loader, &name("output"), context, hidden)?,
         })
+    }
+
+    /// The same with a score per head `[heads]` that takes its share of the softmax.
+    pub(crate) fn with_sinks(self, sinks: WeightId) -> Self {
+        Self { sinks: Some(sinks), ..self }
     }
 
     /// `out = attention(x)` of the wanted rows, and the keys and values of all; `x` is the normed layer input, rows of `hidden_size`.

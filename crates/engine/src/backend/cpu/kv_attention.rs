@@ -93,18 +93,17 @@ impl Work<'_> {
         let (scores, rest) = rest.split_at_mut(n * CHUNK);
         let (maxima, rest) = rest.split_at_mut(KV_TOKENS * n);
         let sums = &mut rest[..KV_TOKENS * n];
-        let mut seen = usize::MAX..0;
+        let first = tokens.clone().map(|t| self.positions(t).start).min().unwrap_or(0);
+        let last = tokens.clone().map(|t| self.positions(t).end).max().unwrap_or(0);
         for (i, t) in tokens.clone().enumerate() {
-            let own = self.positions(t);
-            seen = seen.start.min(own.start)..seen.end.max(own.end);
             let mut running = self.running(t, heads, scores, &mut maxima[i * n..], &mut sums[i * n..]);
             match self.sinks {
                 Some(sinks) => running.begin_with_sinks(&sinks[heads.first..][..n]),
                 None => running.begin(),
             }
         }
-        for start in (seen.start / CHUNK * CHUNK..seen.end).step_by(CHUNK) {
-            let read = seen.start.max(start)..seen.end.min(start + CHUNK);
+        for start in (first / CHUNK * CHUNK..last).step_by(CHUNK) {
+            let read = first.max(start)..last.min(start + CHUNK);
             decode(self.keys, read.clone(), start, heads.kv, width, keys);
             decode(self.values, read, start, heads.kv, self.a.value_dim, values);
             for (i, t) in tokens.clone().enumerate() {
