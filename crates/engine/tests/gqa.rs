@@ -46,7 +46,11 @@ fn plain(f: &Listed) -> Logits {
 #[track_caller]
 fn noticed(f: &Listed, mistaken: &OnDisk, mistake: &str) {
     let apart = difference(&all_logits(mistaken, f, exact()), &f.logits);
-    assert!(apart > 1e-3 * f64::from(f.max_abs_logit()), "{}: {mistake} would not be noticed: {apart:e}", f.name);
+    assert!(
+        apart > 1e-3 * f64::from(f.max_abs_logit()),
+        "{}: {mistake} would not be noticed: {apart:e}",
+        f.name
+    );
 }
 
 #[test]
@@ -123,7 +127,13 @@ fn forgotten_and_misread_keys_would_be_noticed() {
                 ("rope.scaling.attn_factor", Some((1.0f32 / 1.346_573_6).into())),
             ],
         ),
-        ("gpt_oss_wide", vec![("attention.sliding_window", Some(49u32.into())), ("attention.sliding_window_pattern", None)]),
+        (
+            "gpt_oss_wide",
+            vec![
+                ("attention.sliding_window", Some(49u32.into())),
+                ("attention.sliding_window_pattern", None),
+            ],
+        ),
     ];
     for (name, edits) in cases {
         let f = Listed::named(name);
@@ -131,9 +141,9 @@ fn forgotten_and_misread_keys_would_be_noticed() {
             let what = format!("{key} as {value:?}");
             let model = keyed(&f, |m, arch| {
                 let key = format!("{arch}.{key}");
-                match value {
-                    Some(value) => drop(m.insert(key, value)),
-                    None => m.retain(|other| other != key),
+                m.retain(|other| other != key);
+                if let Some(value) = value {
+                    m.insert(key, value);
                 }
             });
             noticed(&f, &model, &what);
@@ -147,7 +157,9 @@ fn rewritten(f: &Listed, change: impl Fn(&TensorSpec, Vec<f32>) -> Vec<f32>) -> 
     let path = dir.path().join("toy.gguf");
     let mut writer = Writer::new(f.metadata.clone()).expect("sound metadata");
     for spec in &f.tensors {
-        writer.tensor_f32(spec.name.clone(), &spec.shape, &change(spec, values(f, spec))).expect("a sound tensor");
+        writer
+            .tensor_f32(spec.name.clone(), &spec.shape, &change(spec, values(f, spec)))
+            .expect("a sound tensor");
     }
     writer.write_file(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     OnDisk { path, dir }
@@ -223,7 +235,7 @@ fn sinks_take_their_share() {
         let mut f = Listed::named(name);
         let sinks = f.ranges.keys().filter(|name| name.contains("attn_sinks")).cloned().collect::<Vec<_>>();
         assert!(!sinks.is_empty());
-        sinks.into_iter().for_each(|name| drop(f.ranges.insert(name, [-1e30, 0.0])));
+        f.ranges.extend(sinks.into_iter().map(|name| (name, [-1e30, 0.0])));
         noticed(&f, &listed(&f, &Types::all(GgmlType::F32)), "no sinks");
     }
 }
@@ -279,22 +291,48 @@ fn what_files_leave_out() {
             let gone: Vec<String> = gone.iter().map(|key| format!("{arch}.{key}")).collect();
             assert!(gone.iter().all(|key| m.get(key).is_some()), "{name}: {gone:?}");
             m.retain(|key| !gone.iter().any(|gone| gone == key));
-            written.iter().for_each(|(key, value)| drop(m.insert(format!("{arch}.{key}"), value.clone())));
+            for (key, value) in written {
+                m.insert(format!("{arch}.{key}"), value.clone());
+            }
         });
-        assert_same_bits(&all_logits(&model, &f, exact()), &plain(&f), &format!("{name}: {gone:?}, {written:?}"));
+        assert_same_bits(
+            &all_logits(&model, &f, exact()),
+            &plain(&f),
+            &format!("{name}: {gone:?}, {written:?}"),
+        );
     };
     same("qwen3moe", &[], &[("expert_gating_func", 1u32.into()), ("expert_weights_norm", true.into())]);
-    same("qwen3moe", &[], &[("expert_shared_feed_forward_length", 0u32.into()), ("expert_weights_scale", 0f32.into())]);
+    same(
+        "qwen3moe",
+        &[],
+        &[("expert_shared_feed_forward_length", 0u32.into()), ("expert_weights_scale", 0f32.into())],
+    );
     same("qwen3moe_linear", &["rope.scaling.type"], &[]);
-    same("qwen3moe_linear", &[], &[("attention.head_count_kv", 4u32.into()), ("attention.key_length", 16u32.into())]);
-    same("glm4moe", &["expert_gating_func", "expert_weights_norm", "expert_group_count", "expert_group_used_count"], &[]);
+    same(
+        "qwen3moe_linear",
+        &[],
+        &[("attention.head_count_kv", 4u32.into()), ("attention.key_length", 16u32.into())],
+    );
+    same(
+        "glm4moe",
+        &["expert_gating_func", "expert_weights_norm", "expert_group_count", "expert_group_used_count"],
+        &[],
+    );
     same("glm4moe_air", &["expert_weights_scale"], &[]);
     same("glm4moe_air", &[], &[("expert_weights_scale", 0f32.into())]);
     same("minimax_m2", &["expert_gating_func"], &[]);
     same("gpt_oss", &[], &[("attention.sliding_window_pattern", vec![true, false, true, false].into())]);
-    same("gpt_oss", &[], &[("rope.dimension_count", 16u32.into()), ("rope.scaling.yarn_beta_fast", 32f32.into())]);
+    same(
+        "gpt_oss",
+        &[],
+        &[("rope.dimension_count", 16u32.into()), ("rope.scaling.yarn_beta_fast", 32f32.into())],
+    );
     // One number per layer, and more than there are layers that run.
-    same("glm4moe", &[], &[("attention.head_count", vec![6u32; 6].into()), ("attention.head_count_kv", vec![2u32; 6].into())]);
+    same(
+        "glm4moe",
+        &[],
+        &[("attention.head_count", vec![6u32; 6].into()), ("attention.head_count_kv", vec![2u32; 6].into())],
+    );
 }
 
 /// One tensor of queries, keys and values, or three: the same numbers.
@@ -315,11 +353,15 @@ fn fused_projections_are_cut_into_three() {
             let row = if spec.shape.len() > 1 { spec.shape[0] as usize } else { 1 };
             let head = key(&f, "attention.key_length");
             let own = key(&f, "attention.head_count") * head;
-            for (part, rows) in [("q", 0..own), ("k", own..own + kv * head), ("v", own + kv * head..own + 2 * kv * head)] {
+            for (part, rows) in
+                [("q", 0..own), ("k", own..own + kv * head), ("v", own + kv * head..own + 2 * kv * head)]
+            {
                 let mut shape = spec.shape.clone();
                 *shape.last_mut().expect("a dimension") = rows.len() as u64;
                 let part = spec.name.replace("attn_qkv", &format!("attn_{part}"));
-                writer.tensor_f32(part, &shape, &values[rows.start * row..rows.end * row]).expect("a sound tensor");
+                writer
+                    .tensor_f32(part, &shape, &values[rows.start * row..rows.end * row])
+                    .expect("a sound tensor");
             }
         }
         writer.write_file(&path).expect("written");
@@ -334,13 +376,22 @@ fn threads_and_micro_batches_do_not_change_a_bit() {
         let model = listed(&f, &Types::all(GgmlType::Q8_0));
         for cache_type in [CacheType::F32, CacheType::F16, CacheType::Q8] {
             let options = EngineOptions { cache_type, ..exact() };
-            let reference = all_logits(&model, &f, EngineOptions { threads: Some(1), ubatch: 1, ..options.clone() });
-            for (threads, batch, ubatch, chunks) in
-                [(1, 1, 32, &[64][..]), (2, 1, 9, &[64]), (3, 64, 5, &[40, 1]), (5, 1, 32, &[50, 3]), (16, 1, 1, &[64])]
-            {
+            let reference =
+                all_logits(&model, &f, EngineOptions { threads: Some(1), ubatch: 1, ..options.clone() });
+            for (threads, batch, ubatch, chunks) in [
+                (1, 1, 32, &[64][..]),
+                (2, 1, 9, &[64]),
+                (3, 64, 5, &[40, 1]),
+                (5, 1, 32, &[50, 3]),
+                (16, 1, 1, &[64]),
+            ] {
                 let options = EngineOptions { threads: Some(threads), batch, ubatch, ..options.clone() };
                 let logits = run(&mut model.load(options), &f.tokens, chunks);
-                assert_same_bits(&logits, &reference, &format!("{name}, {cache_type:?}, {threads} threads, {ubatch}"));
+                assert_same_bits(
+                    &logits,
+                    &reference,
+                    &format!("{name}, {cache_type:?}, {threads} threads, {ubatch}"),
+                );
             }
         }
     }
@@ -393,7 +444,10 @@ fn smaller_caches_stay_near_the_exact_one() {
         for (cache_type, share) in [(CacheType::F16, 2e-3), (CacheType::Q8, 3e-2)] {
             let logits = all_logits(&model, &f, EngineOptions { cache_type, ..exact() });
             let off = difference(&logits[..8].to_vec(), &f.logits[..8].to_vec());
-            assert!(off > 0.0 && off < share * f64::from(f.max_abs_logit()), "{name}, {cache_type:?}: {off:e}");
+            assert!(
+                off > 0.0 && off < share * f64::from(f.max_abs_logit()),
+                "{name}, {cache_type:?}: {off:e}"
+            );
         }
     }
 }
@@ -432,7 +486,10 @@ fn what_the_maths_cannot_run_is_refused_with_key_and_value() {
     ];
     for (name, key, value, told) in cases {
         let f = Listed::named(name);
-        refused(&keyed(&f, |m, arch| drop(m.insert(format!("{arch}.{key}"), value))), Class::BadFile, told);
+        let model = keyed(&f, |m, arch| {
+            m.insert(format!("{arch}.{key}"), value);
+        });
+        refused(&model, Class::BadFile, told);
     }
     for (name, gone) in [
         ("qwen3moe", "blk.2.attn_q_norm.weight"),
@@ -468,7 +525,11 @@ fn files_with_a_tensor_per_expert_are_refused_by_name() {
     }
     let model = listed(&old, &Types::all(GgmlType::F32));
     let error = files::Checkpoint::open(&model.path).map(drop);
-    assert!(error.is_err_and(|e| e.class() == Class::Unsupported && e.to_string().contains("blk.0.ffn_gate.0.weight")));
+    assert!(
+        error.is_err_and(
+            |e| e.class() == Class::Unsupported && e.to_string().contains("blk.0.ffn_gate.0.weight")
+        )
+    );
 }
 
 #[test]

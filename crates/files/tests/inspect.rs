@@ -219,8 +219,10 @@ fn with_tensors(arch: &str, layer: &[&str], dense: &[&str], routed: &[&str]) -> 
 
 #[test]
 fn families_with_keys_of_their_own_list_what_they_lack() {
-    let projections = ["attn_norm.weight", "attn_q.weight", "attn_k.weight", "attn_v.weight", "attn_output.weight"];
-    let normed = [&projections[..], &["attn_q_norm.weight", "attn_k_norm.weight", "ffn_norm.weight"]].concat();
+    let projections =
+        ["attn_norm.weight", "attn_q.weight", "attn_k.weight", "attn_v.weight", "attn_output.weight"];
+    let normed =
+        [&projections[..], &["attn_q_norm.weight", "attn_k_norm.weight", "ffn_norm.weight"]].concat();
     let post = [&projections[..], &["post_attention_norm.weight"]].concat();
     let shared = ["ffn_gate_shexp.weight", "ffn_up_shexp.weight", "ffn_down_shexp.weight"];
     let router = ["ffn_gate_inp.weight"];
@@ -238,10 +240,16 @@ fn families_with_keys_of_their_own_list_what_they_lack() {
         let it = inspected(&toy);
         assert_eq!(it.missing, [""; 0], "{arch}");
         assert_eq!((it.geometry.head_count, it.geometry.head_count_kv), (vec![8], vec![2]));
-        let all: Vec<String> =
-            toy.tensors.iter().filter(|spec| spec.name.starts_with("blk.1.")).map(|spec| spec.name.clone()).collect();
+        let all: Vec<String> = toy
+            .tensors
+            .iter()
+            .filter(|spec| spec.name.starts_with("blk.1."))
+            .map(|spec| spec.name.clone())
+            .collect();
         // A layer without its router needs no experts, and experts are not what is looked at here.
-        for gone in all.into_iter().filter(|name| !name.contains("_exps") && !name.contains("gate_inp.weight")) {
+        for gone in
+            all.into_iter().filter(|name| !name.contains("_exps") && !name.contains("gate_inp.weight"))
+        {
             let mut lacking = toy.clone();
             lacking.tensors.retain(|spec| spec.name != gone);
             assert_eq!(inspected(&lacking).missing, [gone], "{arch}");

@@ -121,7 +121,10 @@ pub(crate) struct Spans {
 impl Spans {
     pub(crate) fn new(loader: &mut Loader<'_>, how: Select, [batch, ubatch]: [usize; 2]) -> Self {
         // No list is kept, and nothing scored, where a rule selects.
-        Self { how, selections: (0..batch.div_ceil(ubatch)).map(|_| loader.selection(ubatch, 0, 0)).collect() }
+        Self {
+            how,
+            selections: (0..batch.div_ceil(ubatch)).map(|_| loader.selection(ubatch, 0, 0)).collect(),
+        }
     }
 
     /// To be called once per step, before the layers.
@@ -244,7 +247,8 @@ impl Gqa {
         let [query, key, value] = if loader.has(&format!("{all}.weight")) {
             [0..q, q..q + k, q + k..q + k + v].map(|rows| Linear::rows(loader, &all, hidden, q + k + v, rows))
         } else {
-            [("q", q), ("k", k), ("v", v)].map(|(part, width)| Linear::load(loader, &name(part), hidden, width))
+            [("q", q), ("k", k), ("v", v)]
+                .map(|(part, width)| Linear::load(loader, &name(part), hidden, width))
         };
         let widths = match norm {
             QkNorm::None => None,
@@ -253,10 +257,9 @@ impl Gqa {
         };
         let norms = match widths {
             None => None,
-            Some([q, k]) => Some([
-                loader.vector(&name("q_norm.weight"), q)?,
-                loader.vector(&name("k_norm.weight"), k)?,
-            ]),
+            Some([q, k]) => {
+                Some([loader.vector(&name("q_norm.weight"), q)?, loader.vector(&name("k_norm.weight"), k)?])
+            }
         };
         Ok(Self {
             c: *c,

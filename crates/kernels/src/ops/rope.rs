@@ -242,7 +242,8 @@ mod tests {
             rope_halves(&mut halves, cos, sin);
             let mut pairs: Vec<f32> = (0..n).map(|i| x[i / 2 + i % 2 * (n / 2)]).collect();
             rope_interleaved(&mut pairs, cos, sin);
-            let back: Vec<f32> = (0..n).map(|i| pairs[if i < n / 2 { 2 * i } else { 2 * i - n + 1 }]).collect();
+            let back: Vec<f32> =
+                (0..n).map(|i| pairs[if i < n / 2 { 2 * i } else { 2 * i - n + 1 }]).collect();
             assert_eq!(halves, back);
         }
     }

@@ -73,7 +73,8 @@ impl CpuBackend {
             // SAFETY: each task has its own part of the scratch.
             let scratch = unsafe { scratch.part(task * per_task, per_task) };
             for unit in units * task / tasks..units * (task + 1) / tasks {
-                let (block, kv, part) = (unit / (a.n_kv_heads * parts), unit / parts % a.n_kv_heads, unit % parts);
+                let (block, kv, part) =
+                    (unit / (a.n_kv_heads * parts), unit / parts % a.n_kv_heads, unit % parts);
                 let first = rows.start + block * tokens;
                 let within = part * heads;
                 let heads = Group { kv, first: kv * group + within, count: heads.min(group - within) };
@@ -302,9 +303,13 @@ mod tests {
             let ([heads, _], [_, value_dim]) = (case.heads, case.dims);
             for t in 0..case.tokens {
                 for h in 0..heads {
-                    let got = &run.b.buffers.row(run.a.out, t, heads * value_dim)[h * value_dim..][..value_dim];
+                    let got =
+                        &run.b.buffers.row(run.a.out, t, heads * value_dim)[h * value_dim..][..value_dim];
                     for (got, want) in got.iter().zip(case.expected(&run, t, h)) {
-                        assert!((f64::from(*got) - want).abs() < 2e-6, "{case:?}: token {t}, head {h}: {got} {want}");
+                        assert!(
+                            (f64::from(*got) - want).abs() < 2e-6,
+                            "{case:?}: token {t}, head {h}: {got} {want}"
+                        );
                     }
                 }
             }

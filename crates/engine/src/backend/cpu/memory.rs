@@ -134,7 +134,8 @@ impl Cache {
                 // A part may begin inside a block, and then its first piece is the rest of that block.
                 let whole = coarse.start.next_multiple_of(ops::Q8_BLOCK).min(coarse.end);
                 let (first, rest) = eights.split_at_mut(whole - coarse.start);
-                let (all_scales, quants) = (cast_slice::<u8, f32>(&bytes[..scales]), cast_slice::<u8, i8>(&bytes[fine..]));
+                let (all_scales, quants) =
+                    (cast_slice::<u8, f32>(&bytes[..scales]), cast_slice::<u8, i8>(&bytes[fine..]));
                 for (range, out) in [(coarse.start..whole, first), (whole..coarse.end, rest)] {
                     let blocks = range.start / ops::Q8_BLOCK..range.end.div_ceil(ops::Q8_BLOCK);
                     if !range.is_empty() {
