@@ -4,7 +4,6 @@
 //! The fixtures are `tests/fixtures/families/*.json`, written by `tools/goldens/listed.py`.
 
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use files::gguf::{Value, Writer};
