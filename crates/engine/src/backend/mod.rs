@@ -12,6 +12,7 @@ mod parts;
 use std::ops::Range;
 
 use experts::{Bank, Resident};
+use kernels::ops::Glu;
 
 pub use parts::{Part, PartTimes};
 
@@ -128,14 +129,18 @@ impl WeightSpec {
 /// A rotary embedding: see `kernels::ops::Rope`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RopeSpec {
-    /// Rotated elements per head.
+    /// Rotated elements per head, from its start; what lies behind them stays.
     pub dim: usize,
+    /// Which elements turn together.
+    pub pairing: kernels::ops::Pairing,
     /// Tokens of one step at most; the angles of a step are computed once for all layers.
     pub rows: usize,
     /// Base frequency.
     pub theta: f32,
     /// YaRN, where the model asks for it.
     pub yarn: Option<kernels::ops::Yarn>,
+    /// A divisor for the frequency of each pair `[dim / 2]`, where the model has them.
+    pub factors: Option<Vec<f32>>,
 }
 
 /// What scratch is sized for: the largest operation of each kind.
@@ -149,6 +154,8 @@ pub struct ScratchSpec {
     pub heads: usize,
     /// Elements of a cached latent row.
     pub cache_width: usize,
+    /// Heads that share keys in [`Backend::attention_kv`], and elements of a key and of a value; zeros where it does not run.
+    pub kv: [usize; 3],
     /// Heads of the indexer; 0 where it does not run.
     pub index_heads: usize,
     /// Elements of an index key.
@@ -162,7 +169,7 @@ pub struct ScratchSpec {
 pub enum Select {
     /// All positions up to the token's own.
     All,
-    /// The last `n`.
+    /// The last `n`, the token's own among them.
     Recent(usize),
 }
 
@@ -204,6 +211,45 @@ pub struct LatentAttention {
     pub out: View,
 }
 
+/// Operands of attention over cached keys and values, each shared by a group of consecutive heads.
+#[derive(Debug, Clone, Copy)]
+pub struct KvAttention {
+    /// `[tokens, n_heads, head_dim]`.
+    pub queries: View,
+    /// `[positions, n_kv_heads * head_dim]`.
+    pub keys: CacheId,
+    /// `[positions, n_kv_heads * value_dim]`.
+    pub values: CacheId,
+    /// Heads; head `h` reads keys and values number `h / (n_heads / n_kv_heads)`.
+    pub n_heads: usize,
+    /// Keys and values per position; divides `n_heads`.
+    pub n_kv_heads: usize,
+    /// Elements of a query and of a key.
+    pub head_dim: usize,
+    /// Elements of a value.
+    pub value_dim: usize,
+    /// Softmax scale.
+    pub scale: f32,
+    /// `[n_heads]`: a score per head that takes its share of the softmax and has no value.
+    pub sinks: Option<WeightId>,
+    /// Which positions; made by [`Backend::select`].
+    pub selection: SelectionId,
+    /// `[tokens, n_heads, value_dim]`.
+    pub out: View,
+}
+
+/// What is added to each expert's rows, resident: expert `e` has its values at `offset + e * stride`. By the expert's id, never by the
+/// slot that it happens to be in.
+#[derive(Debug, Clone, Copy)]
+pub struct ExpertBias {
+    /// All experts' values, f32.
+    pub values: WeightId,
+    /// First value of expert 0.
+    pub offset: usize,
+    /// Values from one expert to the next.
+    pub stride: usize,
+}
+
 /// The routed experts of one layer call. Pair `p = token * k + j` is the token's `j`-th choice.
 #[derive(Debug, Clone, Copy)]
 pub struct Routed<'a> {
@@ -213,6 +259,10 @@ pub struct Routed<'a> {
     pub formats: [u32; 3],
     /// True where gate and up are one tensor (gate rows first).
     pub fused: bool,
+    /// Onto the rows of gate, up and down, where the model has them.
+    pub biases: [Option<ExpertBias>; 3],
+    /// What gate and up become.
+    pub activation: Glu,
     /// Model width.
     pub n_embd: usize,
     /// Expert width.
@@ -292,7 +342,7 @@ pub trait Backend: Send {
     fn matmul(&mut self, x: View, rows: usize, outs: &[(WeightId, View)]);
     /// A stack of matrices, one per head: `out[t, h] = W[h] x[t, h]`, with `out` dense `[rows, heads, n_out]`.
     fn matmul_heads(&mut self, weight: WeightId, x: Heads, rows: usize, out: View);
-    /// Rotates interleaved pairs at the start of every head in place; row `t` is at position `start + t`.
+    /// Rotates pairs at the start of every head in place; row `t` is at position `start + t`.
     fn rope(&mut self, table: RopeId, x: Heads, start: usize, rows: usize);
     /// Orthonormal Walsh-Hadamard transform of the first `width` elements of every head, in place.
     fn hadamard(&mut self, x: Heads, width: usize, rows: usize);
@@ -300,10 +350,12 @@ pub trait Backend: Send {
     fn copy(&mut self, from: Heads, to: Heads, width: usize, rows: usize);
     /// `x[t] += y[t]`.
     fn add(&mut self, x: View, y: View, width: usize, rows: usize);
+    /// `x[t] += bias`, `width` = the bias's length.
+    fn add_bias(&mut self, x: View, bias: WeightId, rows: usize);
     /// `x[t] = 0`.
     fn zero(&mut self, x: View, width: usize, rows: usize);
-    /// `gate[t] = silu(gate[t]) * up[t]`.
-    fn silu_mul(&mut self, gate: View, up: View, width: usize, rows: usize);
+    /// `gate[t] = act(gate[t]) * up[t]`.
+    fn glu(&mut self, activation: Glu, gate: View, up: View, width: usize, rows: usize);
 
     /// Stores rows at positions `start..start + rows`.
     fn append(&mut self, cache: CacheId, x: View, start: usize, rows: usize);
@@ -314,6 +366,8 @@ pub trait Backend: Send {
     fn sparse_index(&mut self, selection: SelectionId, index: &Index, start: usize, rows: Range<usize>);
     /// Softmax attention of some rows of the step over the latents selected for them.
     fn attention_latent(&mut self, attention: &LatentAttention, rows: Range<usize>);
+    /// Softmax attention of some rows of the step over the keys and values selected for them.
+    fn attention_kv(&mut self, attention: &KvAttention, rows: Range<usize>);
     /// The positions selected for row `t`, ascending (diagnostics; a host wait).
     fn selected(&self, selection: SelectionId, row: usize, out: &mut Vec<u32>);
 

@@ -95,6 +95,7 @@ impl MlaConfig {
             index_heads: self.index.map_or(0, |index| index.n_heads),
             index_head_dim: self.index.map_or(0, |index| index.head_dim),
             routed: [batch, self.hidden_size],
+            ..ScratchSpec::default()
         }
     }
 }
@@ -118,6 +119,27 @@ impl IndexConfig {
             return Err(keys.wrong(why));
         }
         Ok(index)
+    }
+}
+
+/// Cached state of one sequence in one layer.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct MlaCache {
+    /// `[context, kv_lora_rank + rope]`: latents and rotated keys.
+    pub(crate) latents: CacheId,
+    /// `[context, index_head_dim]`, on layers that run an indexer.
+    pub(crate) index_keys: Option<CacheId>,
+}
+
+impl MlaCache {
+    /// `indexed` is true for layers that run an indexer.
+    pub(crate) fn new(loader: &mut Loader<'_>, c: &MlaConfig, context: usize, indexed: bool) -> Self {
+        let ty = loader.options.cache_type;
+        let index_dim = c.index.filter(|_| indexed).map(|index| index.head_dim);
+        Self {
+            latents: loader.cache(context, c.cache_width(), c.kv_lora_rank, ty),
+            index_keys: index_dim.map(|dim| loader.cache(context, dim, 0, ty)),
+        }
     }
 }
 
@@ -249,8 +271,7 @@ impl Mla {
         b: &mut dyn Backend,
         c: &MlaConfig,
         s: &MlaState,
-        latents: CacheId,
-        index_keys: Option<CacheId>,
+        cache: MlaCache,
         selection: SelectionId,
         x: View,
         rows: Rows,
@@ -281,8 +302,8 @@ impl Mla {
         }
         b.rms_norm(kv, self.kv_a_norm, c.latent_eps, rows.count, kv); // the latent part only: the rope key is not normed
         b.rope(s.rope, Heads::one(kv.shifted(latent)), rows.start, rows.count);
-        b.append(latents, kv, rows.start, rows.count);
-        let indexer = self.indexer.as_ref().zip(index_keys);
+        b.append(cache.latents, kv, rows.start, rows.count);
+        let indexer = self.indexer.as_ref().zip(cache.index_keys);
         if let Some((i, keys)) = indexer {
             i.append(b, s, keys, rows);
         }
@@ -314,7 +335,7 @@ impl Mla {
 
         let attention = LatentAttention {
             queries: q_absorbed,
-            cache: latents,
+            cache: cache.latents,
             n_heads: heads,
             latent,
             rope,

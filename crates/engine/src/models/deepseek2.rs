@@ -6,17 +6,17 @@
 
 use files::Checkpoint;
 
-use super::{Architecture, Model, ModelInfo, SequenceCache, Step, planned_context};
+use super::{Architecture, Model, ModelInfo, Step, no_indexer, planned_context};
 use crate::backend::{Buf, Select, View, WeightId};
 use crate::keys::Keys;
 use crate::layers::head::Head;
-use crate::layers::mla::{Mla, MlaConfig, MlaState};
+use crate::layers::mla::{Mla, MlaCache, MlaConfig, MlaState};
 use crate::layers::mlp::{Mlp, MlpState};
 use crate::layers::moe::{MoeConfig, MoeDefaults};
 use crate::layers::rope::RopeConfig;
 use crate::layers::router::Gating;
 use crate::load::Loader;
-use crate::options::{AttentionMode, Prefetch};
+use crate::options::Prefetch;
 use crate::{EngineOptions, Error};
 
 pub(super) const ARCHITECTURE: Architecture = Architecture { names: &["deepseek2"], load };
@@ -67,23 +67,22 @@ struct Deepseek2 {
     config: Config,
     weights: Weights,
     state: State,
-    caches: Vec<SequenceCache>,
+    caches: Vec<Vec<MlaCache>>, // [sequences][layers]
     info: ModelInfo,
 }
 
 fn load(loader: &mut Loader<'_>) -> Result<Box<dyn Model>, Error> {
     let options = loader.options;
-    if options.attention == AttentionMode::Recent {
-        let why = "`recent` stands in for an indexer, and this architecture has none".into();
-        return Err(Error::Option { option: "--attention", why });
-    }
+    no_indexer(options)?;
     let config = Config::read(loader.checkpoint, options)?;
     let context = planned_context(options, config.max_position_embeddings)?;
     let rows = options.rows(context);
     let info = config.info(loader.checkpoint, context);
     let weights = Weights::load(loader, &config, rows[1])?;
     let state = State::new(loader, &config, rows, context as usize)?;
-    let caches = vec![config.sequence_cache(loader, context as usize)];
+    let layers = 0..config.num_hidden_layers;
+    let caches = layers.map(|_| MlaCache::new(loader, &config.mla, context as usize, false)).collect();
+    let caches = vec![caches];
     Ok(Box::new(Deepseek2 { config, weights, state, caches, info }))
 }
 
@@ -122,13 +121,6 @@ impl Config {
             index_topk: 0,
             full_layers: Vec::new(),
         }
-    }
-
-    fn sequence_cache(&self, loader: &mut Loader<'_>, context: usize) -> SequenceCache {
-        let ty = loader.options.cache_type;
-        let (width, latent) = (self.mla.cache_width(), self.mla.kv_lora_rank);
-        let latents = (0..self.num_hidden_layers).map(|_| loader.cache(context, width, latent, ty)).collect();
-        SequenceCache { latents, index_keys: Vec::new() }
     }
 }
 
@@ -204,8 +196,7 @@ impl Model for Deepseek2 {
             for ((first, rows), &selection) in rows.parts(s.ubatch).zip(&s.mla.selections) {
                 let [x, normed, y] = [x, normed, y].map(|view| view.from_row(first));
                 b.rms_norm(x, layer.attn_norm, c.rms_norm_eps, rows.count, normed);
-                let latents = cache.latents[i];
-                layer.attention.forward(b, &c.mla, &s.mla, latents, None, selection, normed, rows, y);
+                layer.attention.forward(b, &c.mla, &s.mla, cache[i], selection, normed, rows, y);
             }
             let n = rows.wanted().len();
             if n == 0 {

@@ -5,11 +5,11 @@
 
 use files::Checkpoint;
 
-use super::{Architecture, Model, ModelInfo, SequenceCache, Step, planned_context};
+use super::{Architecture, Model, ModelInfo, Step, planned_context};
 use crate::backend::{Buf, Select, View, WeightId};
 use crate::keys::Keys;
 use crate::layers::head::Head;
-use crate::layers::mla::{IndexConfig, Mla, MlaConfig, MlaState};
+use crate::layers::mla::{IndexConfig, Mla, MlaCache, MlaConfig, MlaState};
 use crate::layers::mlp::{Mlp, MlpState};
 use crate::layers::moe::{MoeConfig, MoeDefaults};
 use crate::layers::rope::RopeConfig;
@@ -72,7 +72,7 @@ struct GlmDsa {
     config: Config,
     weights: Weights,
     state: State,
-    caches: Vec<SequenceCache>,
+    caches: Vec<Vec<MlaCache>>, // [sequences][layers]
     info: ModelInfo,
     attention: AttentionMode,
 }
@@ -96,7 +96,9 @@ fn load(loader: &mut Loader<'_>) -> Result<Box<dyn Model>, Error> {
     let info = config.info(loader.checkpoint, context);
     let weights = Weights::load(loader, &config, attention == AttentionMode::Sparse, rows[1])?;
     let state = State::new(loader, &config, rows, context as usize)?;
-    let caches = vec![config.sequence_cache(loader, context as usize, attention == AttentionMode::Sparse)];
+    let indexed = config.full.iter().map(|full| *full && attention == AttentionMode::Sparse);
+    let caches = indexed.map(|indexed| MlaCache::new(loader, &config.mla, context as usize, indexed)).collect();
+    let caches = vec![caches];
     Ok(Box::new(GlmDsa { config, weights, state, caches, info, attention }))
 }
 
@@ -143,19 +145,6 @@ impl Config {
             index_topk: self.mla.index.map_or(0, |index| index.topk as u32),
             full_layers: full.map(|(i, _)| i as u32).collect(),
         }
-    }
-
-    fn sequence_cache(&self, loader: &mut Loader<'_>, context: usize, sparse: bool) -> SequenceCache {
-        let ty = loader.options.cache_type;
-        let (width, latent) = (self.mla.cache_width(), self.mla.kv_lora_rank);
-        let latents = (0..self.num_hidden_layers).map(|_| loader.cache(context, width, latent, ty)).collect();
-        let index_dim = self.mla.index.filter(|_| sparse).map(|index| index.head_dim);
-        let index_keys = self
-            .full
-            .iter()
-            .map(|&full| index_dim.filter(|_| full).map(|dim| loader.cache(context, dim, 0, ty)))
-            .collect();
-        SequenceCache { latents, index_keys }
     }
 }
 
@@ -257,15 +246,14 @@ impl Model for GlmDsa {
             }
         }
         for (i, layer) in w.layers.iter().enumerate() {
-            let (latents, index_keys) = (cache.latents[i], cache.index_keys[i]);
             let rows = step.rows(i, w.layers.len());
             let b = &mut *step.backend;
             for ((first, rows), &selection) in rows.parts(s.ubatch).zip(&s.mla.selections) {
                 let [x, normed, y] = [x, normed, y].map(|view| view.from_row(first));
                 b.rms_norm(x, layer.attn_norm, c.rms_norm_eps, rows.count, normed);
                 let attention = &layer.attention;
-                attention.forward(b, &c.mla, &s.mla, latents, index_keys, selection, normed, rows, y);
-                if let (Some(dump), true) = (step.dump.as_deref_mut(), index_keys.is_some()) {
+                attention.forward(b, &c.mla, &s.mla, cache[i], selection, normed, rows, y);
+                if let (Some(dump), true) = (step.dump.as_deref_mut(), cache[i].index_keys.is_some()) {
                     for t in rows.wanted() {
                         dump.selected(i as u32, rows.start + t, |out| b.selected(selection, t, out));
                     }

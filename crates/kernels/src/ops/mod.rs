@@ -53,6 +53,7 @@ mod attention;
 mod axpy;
 mod dot;
 mod exp;
+mod glu;
 mod hadamard;
 mod half;
 mod index;
@@ -68,16 +69,17 @@ mod x86;
 #[cfg(target_arch = "x86_64")]
 mod x86_attention;
 
-pub use attention::{ATTENTION_CHUNK, Running, attend_chunk, attend_finish, padded};
+pub use attention::{ATTENTION_CHUNK, Chunk, Running, attend_chunk, attend_finish, padded};
 pub use axpy::axpy;
 pub use dot::{dot, reduce, sum};
 pub use exp::exp;
+pub use glu::Glu;
 pub use hadamard::hadamard;
 pub use half::{f16_to_f32, f32_to_f16, narrow, widen};
 pub use index::{INDEX_PANEL, index_panel, index_scores};
 pub use norm::{layer_norm, rms_norm};
 pub use q8::{Q8_BLOCK, q8_decode, q8_encode};
-pub use rope::{Rope, Yarn, rope_interleaved, yarn_mscale};
+pub use rope::{Pairing, Rope, Yarn, rope_halves, rope_interleaved, yarn_mscale};
 pub use silu::{sigmoid, silu, silu_mul};
 pub use top_k::{TOP_K_BINS, top_k_count, top_k_counted, top_k_ranked};
 

@@ -6,6 +6,7 @@
 mod arena;
 mod attention;
 mod index;
+mod kv_attention;
 mod matmul;
 mod memory;
 mod promote;
@@ -17,12 +18,13 @@ pub use arena::HostArena;
 use std::ops::Range;
 
 use experts::{Bank, Resident};
+use kernels::ops::Glu;
 use kernels::{AlignedBuf, Isa, Kernel, Pool};
 
 use super::parts::{Part, PartClock, PartTimes};
 use super::{
-    Backend, Buf, CacheId, Heads, Index, LatentAttention, RopeId, RopeSpec, Routed, RoutedSpec, ScratchSpec,
-    Select, SelectionId, View, WeightId, WeightSpec,
+    Backend, Buf, CacheId, Heads, Index, KvAttention, LatentAttention, RopeId, RopeSpec, Routed, RoutedSpec,
+    ScratchSpec, Select, SelectionId, View, WeightId, WeightSpec,
 };
 use crate::Error;
 use crate::options::CacheType;
@@ -226,14 +228,18 @@ impl Backend for CpuBackend {
         self.timed(Part::Rows, |b| b.zip_rows(x, y, width, rows, Zip::Add));
     }
 
+    fn add_bias(&mut self, x: View, bias: WeightId, rows: usize) {
+        self.timed(Part::Rows, |b| b.add_bias_rows(x, bias, rows));
+    }
+
     fn zero(&mut self, x: View, width: usize, rows: usize) {
         for t in 0..rows {
             self.buffers.row_mut(x, t, width).fill(0.0);
         }
     }
 
-    fn silu_mul(&mut self, gate: View, up: View, width: usize, rows: usize) {
-        self.timed(Part::Rows, |b| b.zip_rows(gate, up, width, rows, Zip::SiluMul));
+    fn glu(&mut self, activation: Glu, gate: View, up: View, width: usize, rows: usize) {
+        self.timed(Part::Rows, |b| b.zip_rows(gate, up, width, rows, Zip::Glu(activation)));
     }
 
     fn append(&mut self, cache: CacheId, x: View, start: usize, rows: usize) {
@@ -260,6 +266,10 @@ impl Backend for CpuBackend {
 
     fn attention_latent(&mut self, attention: &LatentAttention, rows: Range<usize>) {
         self.timed(Part::Attention, |b| b.attend(attention, rows));
+    }
+
+    fn attention_kv(&mut self, attention: &KvAttention, rows: Range<usize>) {
+        self.timed(Part::Attention, |b| b.attend_kv(attention, rows));
     }
 
     fn selected(&self, selection: SelectionId, row: usize, out: &mut Vec<u32>) {
