@@ -1,6 +1,7 @@
 //! Blocks shared by the models. `moe` is the only one that knows the bank.
 
 pub(crate) mod ffn;
+pub(crate) mod gqa;
 pub(crate) mod head;
 pub(crate) mod lookahead;
 pub(crate) mod mla;
