@@ -145,17 +145,19 @@ impl Config {
         moe.activation = Glu::Gelu;
         moe.router.norm_eps = Some(rms_norm_eps);
         let layer_types = layer_types(&keys, layers)?;
-        let cap = "final_logit_softcapping";
+        let (cap, width) = ("final_logit_softcapping", "feed_forward_length");
+        let intermediate_size = keys.sizes(width, layers)?;
         Ok(Self {
             hidden_size: moe.hidden_size,
             num_hidden_layers: layers,
             vocab_size: keys.vocab_size()?,
-            intermediate_size: required(&keys, "feed_forward_length", layers)?,
+            intermediate_size: intermediate_size
+                .ok_or_else(|| keys.wrong(format!("`{}` is missing", keys.key(width))))?,
             rms_norm_eps,
             max_position_embeddings: keys.context_length()?,
             sliding_window: keys.size("attention.sliding_window")?,
             final_logit_softcapping: if keys.has(cap) { Some(keys.f32(cap)?) } else { None },
-            gqa: attention(&keys, checkpoint, &layer_types, moe.hidden_size, rms_norm_eps)?,
+            gqa: attention(&keys, checkpoint, &layer_types)?,
             rope: [rope(&keys, "")?, rope(&keys, "_swa")?],
             layer_types,
             moe,
@@ -184,11 +186,6 @@ impl Config {
     }
 }
 
-/// One size per layer, from one number or a list.
-fn required(keys: &Keys<'_>, name: &str, layers: usize) -> Result<Vec<usize>, Error> {
-    keys.sizes(name, layers)?.ok_or_else(|| keys.wrong(format!("`{}` is missing", keys.key(name))))
-}
-
 fn layer_types(keys: &Keys<'_>, layers: usize) -> Result<Vec<Kind>, Error> {
     let name = "attention.sliding_window_pattern";
     let sliding = keys.bools(name)?.filter(|pattern| pattern.len() >= layers).ok_or_else(|| {
@@ -197,50 +194,26 @@ fn layer_types(keys: &Keys<'_>, layers: usize) -> Result<Vec<Kind>, Error> {
     Ok(sliding[..layers].iter().map(|&sliding| if sliding { Kind::Sliding } else { Kind::Full }).collect())
 }
 
-/// Heads layer by layer; how long they are depends on the layer's kind.
-fn attention(
-    keys: &Keys<'_>,
-    checkpoint: &Checkpoint,
-    layer_types: &[Kind],
-    hidden_size: usize,
-    rms_norm_eps: f32,
-) -> Result<Vec<GqaConfig>, Error> {
-    let layers = layer_types.len();
-    let heads = required(keys, "attention.head_count", layers)?;
-    let kv_heads = required(keys, "attention.head_count_kv", layers)?;
-    let lengths = ["", "_swa"].map(|kind| -> Result<usize, Error> {
+/// Heads are counted layer by layer; how long they are depends on the layer's kind.
+fn attention(keys: &Keys<'_>, checkpoint: &Checkpoint, layer_types: &[Kind]) -> Result<Vec<GqaConfig>, Error> {
+    let length = |kind: &str| -> Result<usize, Error> {
         let [key, value] = ["key", "value"].map(|part| format!("attention.{part}_length{kind}"));
         let head_dim = keys.size(&key)?;
         match keys.size_or(&value, head_dim)? {
             same if same == head_dim => Ok(head_dim),
             other => Err(keys.wrong(format!("{value} {other} is not {key} {head_dim}"))),
         }
-    });
-    let [full, sliding] = lengths;
-    let lengths = [full?, sliding?];
-    let config = |(i, &kind): (usize, &Kind)| {
-        let (num_attention_heads, num_key_value_heads) = (heads[i], kv_heads[i]);
-        if !num_attention_heads.is_multiple_of(num_key_value_heads) {
-            let why = format!(
-                "attention.head_count {num_attention_heads} of layer {i} is no multiple of attention.head_count_kv \
-                 {num_key_value_heads}"
-            );
-            return Err(keys.wrong(why));
-        }
-        let head_dim = lengths[kind as usize];
-        Ok(GqaConfig {
-            hidden_size,
-            num_attention_heads,
-            num_key_value_heads,
-            head_dim,
-            v_head_dim: head_dim,
-            rms_norm_eps,
-            // Queries and keys are normed, and their norms' weights have learnt the scale.
-            softmax_scale: 1.0,
-            keys_are_values: checkpoint.tensor(&format!("blk.{i}.attn_v.weight")).is_none(),
-        })
     };
-    layer_types.iter().enumerate().map(config).collect()
+    let lengths = [length("")?, length("_swa")?];
+    let mut layers = GqaConfig::read(keys, layer_types.len())?;
+    for (i, (c, &kind)) in layers.iter_mut().zip(layer_types).enumerate() {
+        c.head_dim = lengths[kind as usize];
+        c.v_head_dim = c.head_dim;
+        c.softmax_scale = 1.0; // queries and keys are normed, by weights that have learnt the scale
+        let absent = |part: &str| checkpoint.tensor(&format!("blk.{i}.attn_{part}.weight")).is_none();
+        c.keys_are_values = kind == Kind::Full && absent("v") && absent("qkv");
+    }
+    Ok(layers)
 }
 
 /// The embedding of one kind of layer; `kind` ends its keys.
