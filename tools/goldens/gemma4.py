@@ -17,7 +17,7 @@ from transformers import Gemma4ForCausalLM, Gemma4TextConfig
 BASE = dict(
     vocab_size=80, hidden_size=64, intermediate_size=96, moe_intermediate_size=32, num_hidden_layers=6,
     num_attention_heads=4, num_key_value_heads=2, head_dim=16, global_head_dim=32, num_global_key_value_heads=1,
-    attention_k_eq_v=True, sliding_window=20, final_logit_softcapping=1.25, num_experts=12, top_k_experts=3,
+    attention_k_eq_v=True, sliding_window=20, final_logit_softcapping=1.5, num_experts=12, top_k_experts=3,
     max_position_embeddings=262144, rms_norm_eps=1e-6, hidden_size_per_layer_input=0, enable_moe_block=True,
     tie_word_embeddings=True, bos_token_id=None, eos_token_id=None, pad_token_id=0,
     rope_parameters={
@@ -41,7 +41,8 @@ CONFIGS = {
     # Rows of whole 256-element blocks, so that experts can be stored in every format; full first, more heads on full layers.
     "gemma4_wide": (40, "FSF", {
         **BASE, "num_hidden_layers": 3, "hidden_size": 256, "intermediate_size": 64, "moe_intermediate_size": 256, "num_experts": 8,
-        "num_key_value_heads": 1, "num_global_key_value_heads": 2, "sliding_window": 12, "vocab_size": 64}),
+        "num_key_value_heads": 1, "num_global_key_value_heads": 2, "sliding_window": 12, "vocab_size": 64,
+        "final_logit_softcapping": 6.0}),
 }
 
 
@@ -90,13 +91,13 @@ def layer(toy, w, i, kind, kv, c):
         w[f"{a}v_proj.weight"] = toy.t(f"{b}attn_v.weight", hidden, kv * d)
     w[f"{a}o_proj.weight"] = toy.t(f"{b}attn_output.weight", heads * d, hidden)
     for x in "qk":  # small, so that a scale of 1 does not make the softmax a choice of one
-        w[f"{a}{x}_norm.weight"] = toy.t(f"{b}attn_{x}_norm.weight", d, span=(0.6, 0.3))
+        w[f"{a}{x}_norm.weight"] = toy.t(f"{b}attn_{x}_norm.weight", d, span=(0.35, 0.2))
     for part, shape in (("gate", (hidden, c["intermediate_size"])), ("up", (hidden, c["intermediate_size"])), ("down", (c["intermediate_size"], hidden))):
         w[f"{m}mlp.{part}_proj.weight"] = toy.t(f"{b}ffn_{part}.weight", *shape)
     n = c["num_experts"]
     w[f"{m}router.proj.weight"] = toy.t(f"{b}ffn_gate_inp.weight", hidden, n)
-    w[f"{m}router.scale"] = toy.t(f"{b}ffn_gate_inp.scale", hidden, span=(10.0, 9.0))
-    w[f"{m}router.per_expert_scale"] = toy.t(f"{b}ffn_down_exps.scale", n, span=(1.75, 1.5))
+    w[f"{m}router.scale"] = toy.t(f"{b}ffn_gate_inp.scale", hidden, span=(5.0, 4.0))
+    w[f"{m}router.per_expert_scale"] = toy.t(f"{b}ffn_down_exps.scale", n, span=(1.25, 1.0))
     w[f"{m}experts.gate_up_proj"] = toy.t(f"{b}ffn_gate_up_exps.weight", hidden, 2 * width, n)
     w[f"{m}experts.down_proj"] = toy.t(f"{b}ffn_down_exps.weight", width, hidden, n)
 

@@ -7,14 +7,14 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use common::{OnDisk, exact};
+use common::{OnDisk, exact, listed};
 use files::GgmlType;
 use slotbank_engine::{
     AttentionMode, BankSize, CacheType, Engine, EngineOptions, Event, GenerateOptions, Promote, ReaderChoice,
     SamplingOptions, Want,
 };
 use toy::weights::tokens;
-use toy::{Toy, Types};
+use toy::{Listed, Toy, Types};
 
 struct Counting;
 
@@ -54,7 +54,7 @@ const COUNTED: usize = 40;
 
 /// Allocations of `COUNTED` single-token passes after a prompt and `WARM_UP` of them.
 fn allocations_per_run(engine: &mut Engine) -> (u64, u64) {
-    let tokens = tokens("allocations", 20 + WARM_UP + COUNTED, 96);
+    let tokens = tokens("allocations", 20 + WARM_UP + COUNTED, engine.model().n_vocab);
     let mut sequence = engine.new_sequence().expect("a free sequence");
     let (mut sum, mut before, mut misses) = (0.0, 0, 0);
     engine
@@ -110,6 +110,20 @@ fn decoding_without_an_indexer_allocates_nothing() {
 }
 
 /// The whole loop: sampler with every stage, history, stop flag, callback.
+#[test]
+fn decoding_allocates_nothing_in_any_family() {
+    let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    for f in Listed::all() {
+        let model = listed(&f, &Types::all(GgmlType::F32));
+        let top_k = model.load(exact()).model().top_k;
+        let floor = EngineOptions { bank: BankSize::SlotsPerLayer(top_k), ..exact() };
+        for options in [exact(), floor] {
+            let what = format!("{}, {:?}", f.name, options.bank);
+            assert_eq!(allocations_per_run(&mut model.load(options)).0, 0, "{what}");
+        }
+    }
+}
+
 #[test]
 fn generating_allocates_nothing_per_token() {
     let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);

@@ -13,7 +13,7 @@ vectorized! {
 #[inline(always)]
 fn tanh(x: f32) -> f32 {
     let square = x * x;
-    let near = x - x * square * (1.0 / 3.0 - square * (2.0 / 15.0 - square * (17.0 / 315.0)));
+    let near = x * (1.0 - square * (1.0 / 3.0 - square * (2.0 / 15.0 - square * (17.0 / 315.0))));
     let far = (1.0 - 2.0 / (exp(2.0 * x.abs()) + 1.0)).copysign(x);
     // NaN is not below, and comes out of the second.
     if x.abs() < 0.2 { near } else { far }
