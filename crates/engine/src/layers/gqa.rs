@@ -124,7 +124,10 @@ pub(crate) struct Spans {
 impl Spans {
     pub(crate) fn new(loader: &mut Loader<'_>, how: Select, [batch, ubatch]: [usize; 2]) -> Self {
         // No list is kept, and nothing scored, where a rule selects.
-        Self { how, selections: (0..batch.div_ceil(ubatch)).map(|_| loader.selection(ubatch, 0, 0)).collect() }
+        Self {
+            how,
+            selections: (0..batch.div_ceil(ubatch)).map(|_| loader.selection(ubatch, 0, 0)).collect(),
+        }
     }
 
     /// To be called once per step, before the layers.
@@ -229,7 +232,7 @@ pub(crate) struct Gqa {
     /// Weights of the norms of queries and of keys.
     norms: Option<[WeightId; 2]>,
     /// `[heads]`, where softmax has them.
-    pub(crate) sinks: Option<WeightId>,
+    sinks: Option<WeightId>,
     pub(crate) output: Linear,
 }
 
@@ -258,10 +261,9 @@ impl Gqa {
         };
         let norms = match widths {
             None => None,
-            Some([q, k]) => Some([
-                loader.vector(&name("q_norm.weight"), q)?,
-                loader.vector(&name("k_norm.weight"), k)?,
-            ]),
+            Some([q, k]) => {
+                Some([loader.vector(&name("q_norm.weight"), q)?, loader.vector(&name("k_norm.weight"), k)?])
+            }
         };
         Ok(Self {
             c: *c,
@@ -273,6 +275,11 @@ impl Gqa {
             sinks: None,
             output: Linear::load(loader, &name("output"), context, hidden)?,
         })
+    }
+
+    /// The same with a score per head `[heads]` that takes its share of the softmax.
+    pub(crate) fn with_sinks(self, sinks: WeightId) -> Self {
+        Self { sinks: Some(sinks), ..self }
     }
 
     /// `out = attention(x)` of the wanted rows, and the keys and values of all; `x` is the normed layer input, rows of `hidden_size`.

@@ -83,7 +83,7 @@ impl CpuBackend {
         let table = &mut ropes[table.0 as usize];
         table.prepare(start, rows);
         let (table, data, width) = (&*table, buffers.shared(x.rows), 2 * table.at(0).0.len());
-        let rotate = match table.pairing {
+        let rotate: fn(&mut [f32], &[f32], &[f32]) = match table.pairing {
             Pairing::Interleaved => ops::rope_interleaved,
             Pairing::Halves => ops::rope_halves,
         };
