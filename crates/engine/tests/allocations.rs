@@ -113,7 +113,7 @@ fn decoding_without_an_indexer_allocates_nothing() {
 #[test]
 fn decoding_with_grouped_queries_allocates_nothing() {
     let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    for name in ["glm4moe", "gpt_oss"] {
+    for name in ["gemma4", "glm4moe", "gpt_oss"] {
         let model = listed(&Listed::named(name), &Types::all(GgmlType::Q8_0));
         let floor = EngineOptions { bank: BankSize::SlotsPerLayer(4), ..exact() };
         let small = EngineOptions { threads: Some(3), cache_type: CacheType::Q8, ..floor.clone() };

@@ -19,7 +19,7 @@ macro_rules! architectures {
     };
 }
 
-architectures! { deepseek2, glm4moe, glm_dsa, gpt_oss, minimax_m2, qwen3moe }
+architectures! { deepseek2, gemma4, glm4moe, glm_dsa, gpt_oss, minimax_m2, qwen3moe }
 
 /// One row of the table.
 pub(crate) struct Architecture {

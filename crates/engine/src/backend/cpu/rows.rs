@@ -131,6 +131,15 @@ impl CpuBackend {
         });
     }
 
+    /// `f(x[t])`, in place.
+    pub(super) fn change_rows(&mut self, x: View, width: usize, rows: usize, f: &(dyn Fn(&mut [f32]) + Sync)) {
+        let data = self.buffers.shared(x);
+        each_row(&self.pool, rows, width, &|t| {
+            // SAFETY: each row belongs to one call.
+            f(unsafe { data.part(x.offset + t * x.stride, width) });
+        });
+    }
+
     /// `x[t] = f(x[t], y[t])` element by element.
     pub(super) fn zip_rows(&mut self, x: View, y: View, width: usize, rows: usize, f: Zip) {
         let (from, to) = self.buffers.two(y, x);
