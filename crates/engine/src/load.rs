@@ -10,7 +10,8 @@ use std::ops::Range;
 use files::{Checkpoint, GgmlType, Tensor};
 
 use crate::backend::{
-    Backend, Buf, CacheId, RopeId, RopeSpec, RoutedSpec, ScratchSpec, SelectionId, WeightId, WeightSpec,
+    Backend, Buf, CacheId, RopeId, RopeSpec, RoutedSpec, ScratchSpec, SelectionId, StateId, WeightId,
+    WeightSpec,
 };
 use crate::layers::lookahead::Router;
 use crate::options::CacheType;
@@ -140,7 +141,7 @@ impl<'a> Loader<'a> {
         if tensor.ty == GgmlType::F32 {
             return self.weight(name, n, 1, 1);
         }
-        let values = self.read_vector(tensor, n)?;
+        let values = self.read_values(tensor, [n, 1])?;
         let spec =
             WeightSpec { name: name.to_owned(), format: GgmlType::F32.id(), n_in: n, n_out: 1, count: 1 };
         self.ledger.weights += 4 * n as u64;
@@ -151,13 +152,13 @@ impl<'a> Loader<'a> {
         })
     }
 
-    /// `n` values of a small tensor of any type; zeros while only counting.
-    fn read_vector(&self, tensor: &Tensor, n: usize) -> Result<Vec<f32>, Error> {
-        check_shape(tensor, &[n as u64, 1, 1])?;
-        let format = kernels::format(tensor.ty.id()).filter(|f| n.is_multiple_of(f.block_elements));
+    /// The values of a small tensor of any type, `n_out` rows of `n_in`; zeros while only counting.
+    fn read_values(&self, tensor: &Tensor, [n_in, n_out]: [usize; 2]) -> Result<Vec<f32>, Error> {
+        check_shape(tensor, &[n_in as u64, n_out as u64, 1])?;
+        let format = kernels::format(tensor.ty.id()).filter(|f| n_in.is_multiple_of(f.block_elements));
         let format =
             format.ok_or_else(|| Error::TensorType { tensor: tensor.name.clone(), ty: tensor.ty.name() })?;
-        let mut values = vec![0.0; n];
+        let mut values = vec![0.0; n_in * n_out];
         if self.backend.is_some() {
             (format.dequantize)(&self.checkpoint.read(&tensor.extent)?, &mut values);
         }
@@ -268,6 +269,42 @@ impl<'a> Loader<'a> {
         })
     }
 
+    /// A matrix made of some rows of a tensor of `n_rows` rows, in this order, as stored. `part` names them in messages.
+    pub(crate) fn rows(
+        &mut self,
+        name: &str,
+        part: &str,
+        [n_in, n_rows]: [usize; 2],
+        rows: impl Iterator<Item = Range<usize>>,
+    ) -> Result<WeightId, Error> {
+        let (tensor, format) = self.stack(name, n_in, n_rows)?;
+        let row_bytes = n_in / format.block_elements * format.block_bytes;
+        let rows: Vec<_> = rows.collect();
+        let n_out = rows.iter().map(Range::len).sum();
+        let spec = WeightSpec { name: format!("{name} ({part})"), format: format.id, n_in, n_out, count: 1 };
+        self.cut(spec, tensor, &|bytes, out| {
+            let mut out = out.chunks_exact_mut(row_bytes);
+            for (row, own) in rows.iter().cloned().flatten().zip(&mut out) {
+                own.copy_from_slice(&bytes[row * row_bytes..(row + 1) * row_bytes]);
+            }
+        })
+    }
+
+    /// A small matrix of `n_out` rows of `n_in`, of any type, transposed and in f32: `n_in` rows of `n_out`.
+    pub(crate) fn columns(&mut self, name: &str, n_in: usize, n_out: usize) -> Result<WeightId, Error> {
+        let tensor = self.tensor(name)?;
+        let values = self.read_values(tensor, [n_in, n_out])?;
+        let spec =
+            WeightSpec { name: name.to_owned(), format: GgmlType::F32.id(), n_in: n_out, n_out: n_in, count: 1 };
+        self.ledger.weights += 4 * values.len() as u64;
+        let Some(backend) = self.backend.as_deref_mut() else { return Ok(WeightId(u32::MAX)) };
+        let turned: Vec<f32> = (0..values.len()).map(|i| values[i % n_out * n_in + i / n_out]).collect();
+        backend.weight(&spec, &mut |out| {
+            out.copy_from_slice(bytemuck::cast_slice(&turned));
+            Ok(())
+        })
+    }
+
     /// A tensor that is to be cut, and its format.
     fn stack(
         &self,
@@ -307,7 +344,7 @@ impl<'a> Loader<'a> {
 
     /// A small vector on the host (router bias).
     pub(crate) fn host_vector(&mut self, name: &str, n: usize) -> Result<Vec<f32>, Error> {
-        let values = self.read_vector(self.tensor(name)?, n)?;
+        let values = self.read_values(self.tensor(name)?, [n, 1])?;
         self.ledger.weights += 4 * n as u64;
         if self.backend.is_some() {
             self.host_bytes += 4 * n as u64;
@@ -324,6 +361,12 @@ impl<'a> Loader<'a> {
     pub(crate) fn cache(&mut self, rows: usize, width: usize, coarse: usize, ty: CacheType) -> CacheId {
         self.ledger.caches += rows as u64 * ty.row_bytes(width, coarse);
         self.backend.as_deref_mut().map_or(CacheId(u32::MAX), |b| b.cache(rows, width, coarse, ty))
+    }
+
+    /// See [`Backend::state`].
+    pub(crate) fn state(&mut self, len: usize, places: usize) -> StateId {
+        self.ledger.caches += crate::backend::cpu::state_bytes(len, places);
+        self.backend.as_deref_mut().map_or(StateId(u32::MAX), |b| b.state(len, places))
     }
 
     pub(crate) fn selection(&mut self, tokens: usize, top_k: usize, context: usize) -> SelectionId {
