@@ -39,12 +39,28 @@ impl<'a> Keys<'a> {
     }
 
     pub(crate) fn size_up_to(&self, name: &str, max: u64) -> Result<usize, Error> {
+        let value = self.metadata.u64(&self.key(name))?;
+        self.bounded(name, value, max)
+    }
+
+    fn bounded(&self, name: &str, value: Option<u64>, max: u64) -> Result<usize, Error> {
         let key = self.key(name);
-        let value = self.metadata.u64(&key)?.ok_or_else(|| self.wrong(format!("`{key}` is missing")))?;
+        let value = value.ok_or_else(|| self.wrong(format!("`{key}` is missing")))?;
         if value == 0 || value > max {
             return Err(self.wrong(format!("`{key}` is {value}, which is not in 1..={max}")));
         }
         Ok(value as usize)
+    }
+
+    /// A size that is the same in all layers; some files list it once per layer.
+    pub(crate) fn uniform_size(&self, name: &str) -> Result<usize, Error> {
+        let list = self.metadata.u64s(&self.key(name))?.unwrap_or_default();
+        if let Some(other) = list.iter().find(|&&n| n != list[0]) {
+            let (key, first) = (self.key(name), list[0]);
+            let why = format!("`{key}` is {first} in one layer and {other} in another, which is not supported");
+            return Err(self.wrong(why));
+        }
+        self.bounded(name, list.first().copied(), SIZE_MAX)
     }
 
     pub(crate) fn size_or(&self, name: &str, default: usize) -> Result<usize, Error> {

@@ -13,7 +13,7 @@ use crate::backend::{
     Backend, Buf, CacheId, RopeId, RopeSpec, RoutedSpec, ScratchSpec, SelectionId, StateId, WeightId,
     WeightSpec,
 };
-use crate::layers::lookahead::Router;
+use crate::layers::router::Router;
 use crate::options::CacheType;
 use crate::{EngineOptions, Error};
 
@@ -137,28 +137,44 @@ impl<'a> Loader<'a> {
 
     /// A vector of `n` values, f32 in memory whatever it is in the file (norms are used element by element).
     pub(crate) fn vector(&mut self, name: &str, n: usize) -> Result<WeightId, Error> {
-        let tensor = self.tensor(name)?;
-        if tensor.ty == GgmlType::F32 {
+        if self.tensor(name)?.ty == GgmlType::F32 {
             return self.weight(name, n, 1, 1);
         }
-        let values = self.read_values(tensor, [n, 1])?;
+        self.table(name, n, 1)
+    }
+
+    /// The same, each value times `factor`.
+    pub(crate) fn scaled_vector(&mut self, name: &str, n: usize, factor: f32) -> Result<WeightId, Error> {
+        let mut values = self.read_values(self.tensor(name)?, n, 1)?;
+        values.iter_mut().for_each(|value| *value *= factor);
+        self.floats(name, n, 1, &values)
+    }
+
+    /// `rows` vectors of `n` values, of which a pass needs a few, f32 in memory whatever they are in the file.
+    pub(crate) fn table(&mut self, name: &str, n: usize, rows: usize) -> Result<WeightId, Error> {
+        let values = self.read_values(self.tensor(name)?, n, rows)?;
+        self.floats(name, n, rows, &values)
+    }
+
+    /// A weight in f32 that no file has as it is.
+    fn floats(&mut self, name: &str, n: usize, rows: usize, values: &[f32]) -> Result<WeightId, Error> {
         let spec =
-            WeightSpec { name: name.to_owned(), format: GgmlType::F32.id(), n_in: n, n_out: 1, count: 1 };
-        self.ledger.weights += 4 * n as u64;
+            WeightSpec { name: name.to_owned(), format: GgmlType::F32.id(), n_in: n, n_out: rows, count: 1 };
+        self.ledger.weights += 4 * (n * rows) as u64;
         let Some(backend) = self.backend.as_deref_mut() else { return Ok(WeightId(u32::MAX)) };
         backend.weight(&spec, &mut |out| {
-            out.copy_from_slice(bytemuck::cast_slice(&values));
+            out.copy_from_slice(bytemuck::cast_slice(values));
             Ok(())
         })
     }
 
-    /// The values of a small tensor of any type, `n_out` rows of `n_in`; zeros while only counting.
-    fn read_values(&self, tensor: &Tensor, [n_in, n_out]: [usize; 2]) -> Result<Vec<f32>, Error> {
-        check_shape(tensor, &[n_in as u64, n_out as u64, 1])?;
-        let format = kernels::format(tensor.ty.id()).filter(|f| n_in.is_multiple_of(f.block_elements));
+    /// `rows` times `n` values of a small tensor of any type; zeros while only counting.
+    fn read_values(&self, tensor: &Tensor, n: usize, rows: usize) -> Result<Vec<f32>, Error> {
+        check_shape(tensor, &[n as u64, rows as u64, 1])?;
+        let format = kernels::format(tensor.ty.id()).filter(|f| n.is_multiple_of(f.block_elements));
         let format =
             format.ok_or_else(|| Error::TensorType { tensor: tensor.name.clone(), ty: tensor.ty.name() })?;
-        let mut values = vec![0.0; n_in * n_out];
+        let mut values = vec![0.0; n * rows];
         if self.backend.is_some() {
             (format.dequantize)(&self.checkpoint.read(&tensor.extent)?, &mut values);
         }
@@ -182,9 +198,23 @@ impl<'a> Loader<'a> {
     }
 
     fn weight(&mut self, name: &str, n_in: usize, n_out: usize, count: usize) -> Result<WeightId, Error> {
+        self.check_factor(name)?;
+        self.unscaled(name, n_in, n_out, count)
+    }
+
+    /// A matrix as [`Loader::matrix`], whose factor, if the file has one, the caller sees to.
+    pub(crate) fn matrix_beside_factor(
+        &mut self,
+        name: &str,
+        n_in: usize,
+        n_out: usize,
+    ) -> Result<WeightId, Error> {
+        self.unscaled(name, n_in, n_out, 1)
+    }
+
+    fn unscaled(&mut self, name: &str, n_in: usize, n_out: usize, count: usize) -> Result<WeightId, Error> {
         let tensor = self.tensor(name)?;
         check_shape(tensor, &[n_in as u64, n_out as u64, count as u64])?;
-        self.check_factor(name)?;
         let spec = WeightSpec { name: name.to_owned(), format: tensor.ty.id(), n_in, n_out, count };
         let bytes = spec
             .bytes()
@@ -292,17 +322,9 @@ impl<'a> Loader<'a> {
 
     /// A small matrix of `n_out` rows of `n_in`, of any type, transposed and in f32: `n_in` rows of `n_out`.
     pub(crate) fn columns(&mut self, name: &str, n_in: usize, n_out: usize) -> Result<WeightId, Error> {
-        let tensor = self.tensor(name)?;
-        let values = self.read_values(tensor, [n_in, n_out])?;
-        let spec =
-            WeightSpec { name: name.to_owned(), format: GgmlType::F32.id(), n_in: n_out, n_out: n_in, count: 1 };
-        self.ledger.weights += 4 * values.len() as u64;
-        let Some(backend) = self.backend.as_deref_mut() else { return Ok(WeightId(u32::MAX)) };
+        let values = self.read_values(self.tensor(name)?, n_in, n_out)?;
         let turned: Vec<f32> = (0..values.len()).map(|i| values[i % n_out * n_in + i / n_out]).collect();
-        backend.weight(&spec, &mut |out| {
-            out.copy_from_slice(bytemuck::cast_slice(&turned));
-            Ok(())
-        })
+        self.floats(name, n_out, n_in, &turned)
     }
 
     /// A tensor that is to be cut, and its format.
@@ -344,7 +366,7 @@ impl<'a> Loader<'a> {
 
     /// A small vector on the host (router bias).
     pub(crate) fn host_vector(&mut self, name: &str, n: usize) -> Result<Vec<f32>, Error> {
-        let values = self.read_values(self.tensor(name)?, [n, 1])?;
+        let values = self.read_values(self.tensor(name)?, n, 1)?;
         self.ledger.weights += 4 * n as u64;
         if self.backend.is_some() {
             self.host_bytes += 4 * n as u64;

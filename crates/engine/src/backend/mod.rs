@@ -12,6 +12,7 @@ mod parts;
 use std::ops::Range;
 
 use experts::{Bank, Resident};
+use kernels::ops::Glu;
 
 pub use parts::{Part, PartTimes};
 
@@ -305,6 +306,18 @@ pub struct GatedDelta {
     pub out: View,
 }
 
+/// What is added to each expert's rows, resident: expert `e` has its values at `offset + e * stride`. By the expert's id, never by the
+/// slot that it happens to be in.
+#[derive(Debug, Clone, Copy)]
+pub struct ExpertBias {
+    /// All experts' values, f32.
+    pub values: WeightId,
+    /// First value of expert 0.
+    pub offset: usize,
+    /// Values from one expert to the next.
+    pub stride: usize,
+}
+
 /// The routed experts of one layer call. Pair `p = token * k + j` is the token's `j`-th choice.
 #[derive(Debug, Clone, Copy)]
 pub struct Routed<'a> {
@@ -314,6 +327,10 @@ pub struct Routed<'a> {
     pub formats: [u32; 3],
     /// True where gate and up are one tensor (gate rows first).
     pub fused: bool,
+    /// Onto the rows of gate, up and down, where the model has them.
+    pub biases: [Option<ExpertBias>; 3],
+    /// What gate and up become.
+    pub activation: Glu,
     /// Model width.
     pub n_embd: usize,
     /// Expert width.
@@ -407,8 +424,8 @@ pub trait Backend: Send {
     fn add_bias(&mut self, x: View, bias: WeightId, rows: usize);
     /// `x[t] = 0`.
     fn zero(&mut self, x: View, width: usize, rows: usize);
-    /// `gate[t] = silu(gate[t]) * up[t]`.
-    fn silu_mul(&mut self, gate: View, up: View, width: usize, rows: usize);
+    /// `gate[t] = act(gate[t]) * up[t]`.
+    fn glu(&mut self, activation: Glu, gate: View, up: View, width: usize, rows: usize);
 
     /// `x[t] *= sigmoid(gate[t])`, rows of `width`; a gate row is as wide, or one element for all (`gate_width`).
     fn sigmoid_mul(&mut self, x: View, width: usize, gate: View, gate_width: usize, rows: usize);

@@ -3,9 +3,11 @@
 //!
 //! All rows of a step pass through the memory, wanted or not.
 
+use kernels::ops::Glu;
+
+use crate::Error;
 use crate::backend::cpu::CONV_MAX;
 use crate::backend::{Backend, Buf, GatedDelta, KeyHead, StateId, View, WeightId};
-use crate::Error;
 use crate::keys::Keys;
 use crate::load::Loader;
 use crate::models::Rows;
@@ -192,7 +194,7 @@ impl DeltaNet {
         }
         let each_head = View { stride: c.head_dim, ..o };
         b.rms_norm(each_head, self.norm, c.rms_norm_eps, n * heads, each_head); // the norm comes before the gate
-        b.silu_mul(z, o, c.value_dim(), n);
+        b.glu(Glu::Silu, z, o, c.value_dim(), n);
         b.matmul(z, n, &[(self.output, out.from_row(first))]);
     }
 }

@@ -48,7 +48,8 @@ impl Mlp {
     ) -> Result<Self, Error> {
         match dense_width {
             Some(width) => {
-                Ok(Self::Dense { layer, ffn: Ffn::load(loader, layer, "", c.hidden_size, width)? })
+                let ffn = Ffn::load(loader, layer, "", [c.hidden_size, width], c.activation)?;
+                Ok(Self::Dense { layer, ffn })
             }
             None => Ok(Self::Sparse(Moe::load(loader, layer, c)?)),
         }

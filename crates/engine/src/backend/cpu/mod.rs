@@ -19,6 +19,7 @@ pub use arena::HostArena;
 use std::ops::Range;
 
 use experts::{Bank, Resident};
+use kernels::ops::Glu;
 use kernels::{AlignedBuf, Isa, Kernel, Pool};
 
 use super::parts::{Part, PartClock, PartTimes};
@@ -248,8 +249,8 @@ impl Backend for CpuBackend {
         }
     }
 
-    fn silu_mul(&mut self, gate: View, up: View, width: usize, rows: usize) {
-        self.timed(Part::Rows, |b| b.zip_rows(gate, up, width, rows, Zip::SiluMul));
+    fn glu(&mut self, activation: Glu, gate: View, up: View, width: usize, rows: usize) {
+        self.timed(Part::Rows, |b| b.zip_rows(gate, up, width, rows, Zip::Glu(activation)));
     }
 
     fn sigmoid_mul(&mut self, x: View, width: usize, gate: View, gate_width: usize, rows: usize) {

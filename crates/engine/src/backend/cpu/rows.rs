@@ -1,7 +1,7 @@
 //! Operations that go row by row: on the calling thread for few rows, over the pool for many.
 
-use kernels::ops::Pairing;
-use kernels::{Pool, SharedMut, ops};
+use kernels::ops::{self, Glu, Pairing};
+use kernels::{Pool, SharedMut};
 
 use super::CpuBackend;
 use super::memory::{Buffers, Scratch, floats, floats_mut};
@@ -142,10 +142,10 @@ impl CpuBackend {
             let x = unsafe { to.part(x.offset + t * x.stride, width) };
             match f {
                 Zip::Add => x.iter_mut().zip(y).for_each(|(x, y)| *x += y),
-                Zip::SiluMul => {
+                Zip::Glu(activation) => {
                     // SAFETY: as above.
                     let product = unsafe { scratch.part(t * width, width) };
-                    ops::silu_mul(x, y, product);
+                    activation.apply(x, y, product);
                     x.copy_from_slice(product);
                 }
             }
@@ -158,6 +158,6 @@ impl CpuBackend {
 pub(super) enum Zip {
     /// `x + y`.
     Add,
-    /// `silu(x) * y`.
-    SiluMul,
+    /// `act(x) * y`.
+    Glu(Glu),
 }
