@@ -37,6 +37,8 @@ class Toy:
         self.general("general.type", "model")
         self.general("general.name", "Toy")
         self.general("general.quantization_version", 2)
+        self.general("tokenizer.ggml.model", "no_vocab")
+        self.kv("vocab_size", vocab_size)
 
     def general(self, key, value, kind=None):
         """A metadata value under its full name. Python's own type says which GGUF type, unless `kind` does (u32, i32, f32, bool, str; +s)."""

@@ -74,6 +74,23 @@ impl<'a> Keys<'a> {
         }
     }
 
+    /// A size for each of `layers` layers, from one number or a list of as many or more; `None` where the file says nothing.
+    pub(crate) fn sizes(&self, name: &str, layers: usize) -> Result<Option<Vec<usize>>, Error> {
+        let key = self.key(name);
+        let Some(values) = self.metadata.u64s(&key)? else { return Ok(None) };
+        let values = match values[..] {
+            [one] => vec![one; layers],
+            _ if values.len() < layers => {
+                return Err(self.wrong(format!("`{key}` has {} values for {layers} layers", values.len())));
+            }
+            _ => values[..layers].to_vec(),
+        };
+        match values.iter().find(|value| !(1..=SIZE_MAX).contains(*value)) {
+            Some(value) => Err(self.wrong(format!("`{key}` has {value}, which is not in 1..={SIZE_MAX}"))),
+            None => Ok(Some(values.into_iter().map(|value| value as usize).collect())),
+        }
+    }
+
     /// A positive number.
     pub(crate) fn f32(&self, name: &str) -> Result<f32, Error> {
         let key = self.key(name);

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::ops::Range;
 
-use files::{Checkpoint, GgmlType, Tensor};
+use files::{Checkpoint, Extent, GgmlType, Tensor};
 
 use crate::backend::{
     Backend, Buf, CacheId, RopeId, RopeSpec, RoutedSpec, ScratchSpec, SelectionId, StateId, WeightId,
@@ -143,6 +143,12 @@ impl<'a> Loader<'a> {
         self.table(name, n, 1)
     }
 
+    /// A part of a vector of `n` values.
+    pub(crate) fn elements(&mut self, name: &str, n: usize, part: Range<usize>) -> Result<WeightId, Error> {
+        let values = self.read_values(self.tensor(name)?, n, 1)?;
+        self.floats(name, part.len(), 1, &values[part])
+    }
+
     /// The same, each value times `factor`.
     pub(crate) fn scaled_vector(&mut self, name: &str, n: usize, factor: f32) -> Result<WeightId, Error> {
         let mut values = self.read_values(self.tensor(name)?, n, 1)?;
@@ -237,6 +243,26 @@ impl<'a> Loader<'a> {
                 .and_then(|_| file.read_exact(out))
                 .map_err(|source| files::Error::io(path, source).into())
         })
+    }
+
+    /// Rows `rows` of a tensor of `n_out` rows that holds several matrices, one below the other.
+    pub(crate) fn rows(
+        &mut self,
+        name: &str,
+        n_in: usize,
+        n_out: usize,
+        rows: Range<usize>,
+    ) -> Result<WeightId, Error> {
+        let (tensor, format) = self.stack(name, n_in, n_out)?;
+        let row_bytes = (n_in / format.block_elements * format.block_bytes) as u64;
+        let extent = Extent {
+            offset: tensor.extent.offset + rows.start as u64 * row_bytes,
+            len: rows.len() as u64 * row_bytes,
+            ..tensor.extent
+        };
+        let name = format!("{name} (rows {}..{})", rows.start, rows.end);
+        let spec = WeightSpec { name, format: format.id, n_in, n_out: rows.len(), count: 1 };
+        self.cut(spec, &Tensor { extent, ..tensor.clone() }, &|bytes, out| out.copy_from_slice(bytes))
     }
 
     /// Stacked matrices cut from one tensor in which every head has `per_head` rows: of each head the rows `rows`, as stored.

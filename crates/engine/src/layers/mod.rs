@@ -3,6 +3,7 @@
 pub(crate) mod delta_net;
 pub(crate) mod ffn;
 pub(crate) mod gated_attention;
+pub(crate) mod gqa;
 pub(crate) mod head;
 pub(crate) mod lookahead;
 pub(crate) mod mla;

@@ -6,7 +6,7 @@
 
 use files::Checkpoint;
 
-use super::{Architecture, Model, ModelInfo, Step, planned_context};
+use super::{Architecture, Model, ModelInfo, Step, no_indexer, planned_context};
 use crate::backend::{Buf, Select, View, WeightId};
 use crate::keys::Keys;
 use crate::layers::head::Head;
@@ -16,7 +16,7 @@ use crate::layers::moe::{MoeConfig, MoeDefaults};
 use crate::layers::rope::RopeConfig;
 use crate::layers::router::Gating;
 use crate::load::Loader;
-use crate::options::{AttentionMode, Prefetch};
+use crate::options::Prefetch;
 use crate::{EngineOptions, Error};
 
 pub(super) const ARCHITECTURE: Architecture = Architecture { names: &["deepseek2"], load };
@@ -73,10 +73,7 @@ struct Deepseek2 {
 
 fn load(loader: &mut Loader<'_>) -> Result<Box<dyn Model>, Error> {
     let options = loader.options;
-    if options.attention == AttentionMode::Recent {
-        let why = "`recent` stands in for an indexer, and this architecture has none".into();
-        return Err(Error::Option { option: "--attention", why });
-    }
+    no_indexer(options)?;
     let config = Config::read(loader.checkpoint, options)?;
     let context = planned_context(options, config.max_position_embeddings)?;
     let rows = options.rows(context);

@@ -7,7 +7,7 @@ use files::Checkpoint;
 
 use crate::backend::Backend;
 use crate::load::Loader;
-use crate::options::Prefetch;
+use crate::options::{AttentionMode, Prefetch};
 use crate::{Dump, EngineOptions, Error, Want};
 
 /// Declares the model files and the table that finds them by `general.architecture`.
@@ -19,7 +19,7 @@ macro_rules! architectures {
     };
 }
 
-architectures! { deepseek2, glm_dsa }
+architectures! { deepseek2, glm4moe, glm_dsa, gpt_oss, minimax_m2, qwen3moe }
 
 /// One row of the table.
 pub(crate) struct Architecture {
@@ -143,6 +143,15 @@ pub(crate) fn find(checkpoint: &Checkpoint) -> Result<&'static Architecture, Err
 /// Names of everything this build can run.
 pub(crate) fn known() -> Vec<&'static str> {
     ARCHITECTURES.iter().flat_map(|a| a.names.iter().copied()).collect()
+}
+
+/// Refuses the option that stands in for an indexer, for architectures that have none.
+pub(crate) fn no_indexer(options: &EngineOptions) -> Result<(), Error> {
+    if options.attention == AttentionMode::Recent {
+        let why = "`recent` stands in for an indexer, and this architecture has none".into();
+        return Err(Error::Option { option: "--attention", why });
+    }
+    Ok(())
 }
 
 /// The context to plan: what was asked, bounded by what the model was made for.

@@ -58,9 +58,9 @@ impl Rope {
         let Some(yarn) = yarn else {
             return Rope { inv_freq: powers.map(|p| 1.0 / p).collect(), attention_factor: 1.0 };
         };
-        let (low, high) = yarn_range(n_rot, base, yarn);
+        let (low, length) = yarn_ramp(n_rot, base, yarn);
         let blend = |(pair, power): (usize, f32)| {
-            let ramp = ((pair as f32 - low) / (high - low)).clamp(0.0, 1.0);
+            let ramp = ((pair as f32 - low) / length).clamp(0.0, 1.0);
             let keep = 1.0 - ramp;
             1.0 / (yarn.factor * power) * (1.0 - keep) + 1.0 / power * keep
         };
@@ -112,8 +112,8 @@ impl Rope {
     }
 }
 
-/// The pairs between which YaRN passes from keeping a frequency to dividing it.
-fn yarn_range(n_rot: usize, base: f32, yarn: &Yarn) -> (f32, f32) {
+/// The pair from which YaRN passes from keeping a frequency to dividing it, and over how many pairs it does.
+fn yarn_ramp(n_rot: usize, base: f32, yarn: &Yarn) -> (f32, f32) {
     let n = n_rot as f64;
     let pair = |rotations: f32| {
         let turns = f64::from(yarn.original_context) / (f64::from(rotations) * 2.0 * std::f64::consts::PI);
@@ -122,7 +122,8 @@ fn yarn_range(n_rot: usize, base: f32, yarn: &Yarn) -> (f32, f32) {
     let (low, high) = (pair(yarn.beta_fast), pair(yarn.beta_slow));
     let (low, high) = if yarn.truncate { (low.floor(), high.ceil()) } else { (low, high) };
     let (low, high) = (low.max(0.0), high.min(n - 1.0));
-    if low == high { (low as f32, (high + 0.001) as f32) } else { (low as f32, high as f32) }
+    let length = if low == high { 0.001 } else { high - low };
+    (low as f32, length as f32)
 }
 
 /// Rotates each pair `(x[2i], x[2i + 1])` by its angle, in place.
