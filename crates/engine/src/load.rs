@@ -326,7 +326,7 @@ impl<'a> Loader<'a> {
     }
 
     /// A matrix made of some rows of a tensor of `n_rows` rows, in this order, as stored. `part` names them in messages.
-    pub(crate) fn rows(
+    pub(crate) fn gather(
         &mut self,
         name: &str,
         part: &str,

@@ -216,8 +216,8 @@ fn projections(loader: &mut Loader<'_>, layer: u32, c: &DeltaNetConfig) -> Resul
     let dim = c.head_dim;
     let in_order = part(0, dim).chain(part(dim, dim)).chain(part(2 * dim, values));
     Ok([
-        loader.rows(&both, "queries, keys and values", shape, in_order)?,
-        loader.rows(&both, "gates", shape, part(2 * dim + values, values))?,
+        loader.gather(&both, "queries, keys and values", shape, in_order)?,
+        loader.gather(&both, "gates", shape, part(2 * dim + values, values))?,
     ])
 }
 
@@ -231,7 +231,10 @@ fn gates(loader: &mut Loader<'_>, layer: u32, c: &DeltaNetConfig) -> Result<[Wei
     let group = heads / c.linear_num_key_heads;
     let part = |from: usize| (0..c.linear_num_key_heads).map(move |g| (2 * g + from) * group..(2 * g + from + 1) * group);
     Ok([
-        loader.rows(&both, "beta", [hidden, 2 * heads], part(0))?,
-        loader.rows(&both, "alpha", [hidden, 2 * heads], part(1))?,
+        loader.gather(&both, "beta", [hidden, 2 * heads], part(0))?,
+        loader.gather(&both, "alpha", [hidden, 2 * heads], part(1))?,
     ])
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,20 +6,19 @@
 
 use files::Checkpoint;
 
-use super::{Architecture, Model, ModelInfo, Step, planned_context};
-use crate::backend::{Buf, KeyHead, ScratchSpec, Select, SelectionId, StateId, View, WeightId};
+use super::{Architecture, Model, ModelInfo, Rows, Step, no_indexer, planned_context};
+use crate::backend::{Buf, KeyHead, RopeId, ScratchSpec, Select, SelectionId, StateId, View, WeightId};
 use crate::keys::Keys;
 use crate::layers::delta_net::{DeltaNet, DeltaNetCache, DeltaNetConfig, DeltaNetState};
-use crate::layers::gated_attention::{
-    GatedAttention, GatedAttentionCache, GatedAttentionConfig, GatedAttentionState,
-};
+use crate::layers::gated_attention::{GatedAttention, GatedAttentionState};
+use crate::layers::gqa::{self, GqaConfig, KvCache, Spans};
 use crate::layers::head::Head;
 use crate::layers::moe::{Moe, MoeConfig, MoeDefaults, MoeState};
 use crate::layers::rope::RopeConfig;
 use crate::layers::router::Gating;
 use crate::layers::shared_expert::{GatedShared, GatedSharedState};
 use crate::load::Loader;
-use crate::options::{AttentionMode, Prefetch};
+use crate::options::Prefetch;
 use crate::{EngineOptions, Error};
 
 pub(super) const ARCHITECTURE: Architecture =
@@ -40,7 +39,7 @@ struct Config {
     max_position_embeddings: u32,
     shared_expert_intermediate_size: usize,
     rope: RopeConfig,
-    attention: GatedAttentionConfig,
+    attention: Vec<GqaConfig>, // [layers], all alike; those of the others are not used
     delta: DeltaNetConfig,
     moe: MoeConfig,
     /// The layers with full attention.
@@ -70,7 +69,7 @@ enum Mixer {
 
 /// What one sequence keeps in one layer.
 enum Cache {
-    Full(GatedAttentionCache),
+    Full(KvCache),
     Delta(DeltaNetCache),
 }
 
@@ -80,8 +79,8 @@ struct State {
     x: Buf,      // [batch, hidden] residual stream
     normed: Buf, // [batch, hidden]
     y: Buf,      // [batch, hidden] output of a block
-    /// One per micro-batch of a batch.
-    selections: Vec<SelectionId>,
+    rope: RopeId,
+    spans: Spans,
     attention: GatedAttentionState,
     delta: DeltaNetState,
     shared: GatedSharedState,
@@ -100,17 +99,14 @@ struct Qwen35Moe {
 /// `key_head` says how the file orders the value heads of Gated DeltaNet.
 pub(super) fn load(loader: &mut Loader<'_>, key_head: KeyHead) -> Result<Box<dyn Model>, Error> {
     let options = loader.options;
-    if options.attention == AttentionMode::Recent {
-        let why = "`recent` stands in for an indexer, and this architecture has none".into();
-        return Err(Error::Option { option: "--attention", why });
-    }
+    no_indexer(options)?;
     let config = Config::read(loader.checkpoint, options, key_head)?;
     let context = planned_context(options, config.max_position_embeddings)?;
     let rows = options.rows(context);
     let info = config.info(loader.checkpoint, context);
     let weights = Weights::load(loader, &config, rows[1])?;
     let state = State::new(loader, &config, rows)?;
-    let cache: Vec<Cache> = config.full.iter().map(|&full| config.cache(loader, full, context)).collect();
+    let cache: Vec<Cache> = (0..config.num_hidden_layers).map(|i| config.cache(loader, i, context)).collect();
     let states = cache.iter().filter_map(Cache::states).flatten().collect();
     Ok(Box::new(Qwen35Moe { config, weights, state, caches: vec![cache], states: vec![states], info }))
 }
@@ -119,9 +115,10 @@ impl Config {
     fn read(checkpoint: &Checkpoint, options: &EngineOptions, key_head: KeyHead) -> Result<Self, Error> {
         let keys = Keys::new(checkpoint);
         let layers = keys.layers()?;
-        let mut rope = RopeConfig::read(&keys)?;
-        // Text has one position per token, whatever sections the dimensions are dealt out to for pictures.
-        rope.pairing = kernels::ops::Pairing::Halves;
+        let attention = GqaConfig::read(&keys, layers)?;
+        if attention.iter().any(|c| c.head_dim != c.v_head_dim) {
+            return Err(keys.wrong("attention.value_length is not attention.key_length, and each output has a gate".into()));
+        }
         let mut moe = MoeConfig::read(&keys, options, DEFAULTS)?;
         moe.n_shared_experts = 0; // it has a width and a gate of its own
         Ok(Self {
@@ -131,8 +128,9 @@ impl Config {
             rms_norm_eps: keys.f32("attention.layer_norm_rms_epsilon")?,
             max_position_embeddings: keys.context_length()?,
             shared_expert_intermediate_size: keys.size("expert_shared_feed_forward_length")?,
-            attention: GatedAttentionConfig::read(&keys, rope.dim)?,
-            rope,
+            // Text has one position per token, whatever sections the dimensions are dealt out to for pictures.
+            rope: RopeConfig::halves(&keys, gqa::shortest_head(&attention))?,
+            attention,
             delta: DeltaNetConfig::read(&keys, key_head)?,
             moe,
             full: full_layers(&keys, layers)?,
@@ -155,29 +153,19 @@ impl Config {
         }
     }
 
-    fn cache(&self, loader: &mut Loader<'_>, full: bool, context: u32) -> Cache {
-        if full {
-            Cache::Full(GatedAttentionCache::new(loader, &self.attention, context as usize))
+    fn cache(&self, loader: &mut Loader<'_>, layer: usize, context: u32) -> Cache {
+        if self.full[layer] {
+            Cache::Full(KvCache::new(loader, &self.attention[layer], context as usize))
         } else {
-            Cache::Delta(DeltaNetCache::new(loader, &self.delta, loader.options.snapshots as usize))
+            let places = loader.options.snapshots as usize;
+            Cache::Delta(DeltaNetCache::new(loader, &self.delta, places))
         }
     }
 
-    fn scratch(&self, [batch, ubatch]: [usize; 2]) -> ScratchSpec {
-        let widths = [
-            self.hidden_size,
-            self.attention.width(),
-            self.delta.value_dim(),
-            self.shared_expert_intermediate_size,
-        ];
-        ScratchSpec {
-            rows: ubatch,
-            row: widths.into_iter().max().unwrap_or(1),
-            kv: self.attention.kv(),
-            delta: self.delta.head_dim,
-            routed: [batch, self.hidden_size],
-            ..ScratchSpec::default()
-        }
+    fn scratch(&self, rows: [usize; 2]) -> ScratchSpec {
+        let widest = self.shared_expert_intermediate_size.max(self.delta.value_dim());
+        let attention = gqa::scratch(&self.attention, rows, self.hidden_size, widest);
+        ScratchSpec { delta: self.delta.head_dim, ..attention }
     }
 }
 
@@ -202,7 +190,7 @@ impl Weights {
         for (i, &full) in c.full.iter().enumerate() {
             let layer = i as u32;
             let mixer = if full {
-                Mixer::Full(GatedAttention::load(loader, layer, &c.attention)?)
+                Mixer::Full(GatedAttention::load(loader, layer, &c.attention[i])?)
             } else {
                 Mixer::Delta(DeltaNet::load(loader, layer, &c.delta)?)
             };
@@ -234,8 +222,9 @@ impl State {
             x: loader.buffer(batch * c.hidden_size),
             normed: loader.buffer(batch * c.hidden_size),
             y: loader.buffer(batch * c.hidden_size),
-            selections: (0..batch.div_ceil(ubatch)).map(|_| loader.selection(ubatch, 0, 0)).collect(),
-            attention: GatedAttentionState::new(loader, &c.attention, ubatch, rope),
+            rope,
+            spans: Spans::new(loader, Select::All, rows),
+            attention: GatedAttentionState::new(loader, &c.attention, ubatch),
             delta: DeltaNetState::new(loader, &c.delta, ubatch),
             shared: GatedSharedState::new(loader, ubatch, c.shared_expert_intermediate_size),
             moe: MoeState::new(loader, &c.moe, rows)?,
@@ -263,13 +252,13 @@ impl Layer {
         cache: &Cache,
         selection: SelectionId,
         normed: View,
-        rows: super::Rows,
+        rows: Rows,
         y: View,
     ) {
         let b = &mut *step.backend;
         match (&self.mixer, cache) {
             (Mixer::Full(attention), Cache::Full(cache)) => {
-                attention.forward(b, &c.attention, &s.attention, *cache, selection, normed, rows, y);
+                attention.forward(b, &s.attention, s.rope, *cache, selection, normed, rows, y);
             }
             (Mixer::Delta(delta), Cache::Delta(cache)) => {
                 delta.forward(b, &c.delta, &s.delta, *cache, normed, rows, y);
@@ -302,12 +291,10 @@ impl Model for Qwen35Moe {
         let [x, normed, y] = [s.x, s.normed, s.y].map(|buf| View::rows(buf, c.hidden_size));
 
         step.backend.embed(w.token_embd, step.tokens, x);
-        for ((_, rows), &selection) in step.rows(0, 2).parts(s.ubatch).zip(&s.selections) {
-            step.backend.select(selection, Select::All, rows.start, rows.count);
-        }
+        s.spans.select(step, s.ubatch);
         for (i, layer) in w.layers.iter().enumerate() {
             let rows = step.rows(i, w.layers.len());
-            for ((first, rows), &selection) in rows.parts(s.ubatch).zip(&s.selections) {
+            for ((first, rows), &selection) in rows.parts(s.ubatch).zip(&s.spans.selections) {
                 let [x, normed, y] = [x, normed, y].map(|view| view.from_row(first));
                 step.backend.rms_norm(x, layer.attn_norm, c.rms_norm_eps, rows.count, normed);
                 layer.mix(step, c, s, &cache[i], selection, normed, rows, y);
