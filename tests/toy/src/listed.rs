@@ -4,7 +4,6 @@
 //! The fixtures are `tests/fixtures/families/*.json`, written by `tools/goldens/listed.py`.
 
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use files::gguf::{Value, Writer};
@@ -142,7 +141,8 @@ impl Listed {
 
     fn open(path: &Path) -> Self {
         let text = std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-        let record: Record = serde_json::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        let record: Record =
+            serde_json::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         Self::from(record)
     }
 
