@@ -42,7 +42,7 @@ def projections(toy, w, i, c):
     b, a, hidden, s = f"blk.{i}.", f"model.layers.{i}.linear_attn.", c["hidden_size"], c["linear_key_head_dim"]
     k, v = c["linear_num_key_heads"], c["linear_num_value_heads"]
     rows = lambda x: order(c)(x.reshape(v, -1, hidden)).reshape(-1, hidden)
-    qkv = toy.t(f"{b}attn_qkv.weight", hidden, (2 * k + v) * s)
+    qkv = toy.t(f"{b}attn_qkv.weight", hidden, (2 * k + v) * s, span=hybrid.QKV)
     w[a + "in_proj_qkv.weight"] = np.concatenate([qkv[:2 * k * s], rows(qkv[2 * k * s:])])
     w[a + "in_proj_z.weight"] = rows(toy.t(f"{b}attn_gate.weight", hidden, v * s))
     w[a + "in_proj_b.weight"] = rows(toy.t(f"{b}ssm_beta.weight", hidden, v))

@@ -36,9 +36,9 @@ def projections(toy, w, i, c):
     b, a, hidden, s = f"blk.{i}.", f"model.layers.{i}.linear_attn.", c["hidden_size"], c["linear_key_head_dim"]
     k, v = c["linear_num_key_heads"], c["linear_num_value_heads"]
     if c.get("legacy"):
-        rows = toy.t(f"{b}ssm_in.weight", hidden, 2 * (k + v) * s)
+        rows = toy.t(f"{b}ssm_in.weight", hidden, 2 * (k + v) * s, span=hybrid.QKV)
     else:
-        parts = np.split(toy.t(f"{b}attn_qkv.weight", hidden, (2 * k + v) * s), [k * s, 2 * k * s])
+        parts = np.split(toy.t(f"{b}attn_qkv.weight", hidden, (2 * k + v) * s, span=hybrid.QKV), [k * s, 2 * k * s])
         parts.append(toy.t(f"{b}attn_gate.weight", hidden, v * s))
         rows = np.concatenate([part.reshape(k, -1, hidden) for part in parts], 1).reshape(-1, hidden)
     w[a + "in_proj_qkvz.weight"] = rows
