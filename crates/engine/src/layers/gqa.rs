@@ -228,9 +228,9 @@ pub(crate) struct Gqa {
     pub(crate) query: Linear,
     pub(crate) key: Linear,
     pub(crate) value: Linear,
-    norm: QkNorm,
+    pub(crate) norm: QkNorm,
     /// Weights of the norms of queries and of keys.
-    norms: Option<[WeightId; 2]>,
+    pub(crate) norms: Option<[WeightId; 2]>,
     /// `[heads]`, where softmax has them.
     sinks: Option<WeightId>,
     pub(crate) output: Linear,
