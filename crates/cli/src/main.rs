@@ -9,6 +9,7 @@ mod folders;
 mod forecast;
 mod generation;
 mod interrupt;
+mod likelihood;
 mod machine;
 mod session;
 mod ui;
@@ -18,7 +19,9 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Parser;
-use commands::{Cli, Command, bench, chat, doctor, eval, extract, inspect, logits, plan, run, trace, verify};
+use commands::{
+    Cli, Command, bench, chat, doctor, eval, extract, inspect, kl, logits, perplexity, plan, run, trace, verify,
+};
 use ui::error::{Failure, Report};
 
 fn main() -> ExitCode {
@@ -54,6 +57,8 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::Verify(args) => verify::run(&args),
         Command::Logits(args) => logits::run(&args),
         Command::Eval(args) => eval::run(&args),
+        Command::Perplexity(args) => perplexity::run(&args),
+        Command::Kl(args) => kl::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Trace(args) => trace::run(&args),
     }

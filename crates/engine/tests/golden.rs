@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Choices, Logits, OnDisk, difference, exact, run_dumped};
+use common::{Choices, Logits, OnDisk, difference, exact, run_dumped, ways};
 use slotbank_engine::EngineOptions;
 use toy::{Fixture, Toy};
 
@@ -26,19 +26,6 @@ fn check(f: &Fixture, logits: &Logits, choices: &Choices, what: &str) {
             );
         }
     }
-}
-
-/// (micro-batch, sizes of the calls; the last one repeats).
-fn ways(n: usize) -> Vec<(&'static str, [u32; 2], Vec<usize>)> {
-    vec![
-        ("one prefill", [1, 128], vec![n]),
-        ("one prefill in micro-batches of 32", [1, 32], vec![n]),
-        ("one prefill in a batch of micro-batches of 7", [128, 7], vec![n]),
-        ("chunks of 24 and the rest", [1, 128], vec![24, n]),
-        ("chunks of 5 in micro-batches of 3", [1, 3], vec![5]),
-        ("prefill, then token by token", [1, 128], vec![n - 24, 1]),
-        ("token by token", [1, 1], vec![1]),
-    ]
 }
 
 fn golden(name: &str) {

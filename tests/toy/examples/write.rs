@@ -5,9 +5,9 @@
 
 use std::path::Path;
 
-use files::Metadata;
 use files::gguf::Writer;
-use slotbank_toy::{Family, Fixture, Scoring, Toy};
+use files::{GgmlType, Metadata};
+use slotbank_toy::{Family, Fixture, Listed, Scoring, Toy, Types};
 
 fn main() {
     let Some(folder) = std::env::args_os().nth(1) else {
@@ -20,6 +20,9 @@ fn main() {
             let (toy, metadata) = for_llama(toy);
             write(&toy, metadata, &Path::new(&folder).join(format!("{}.llama.gguf", fixture.name)));
         }
+    }
+    for toy in Listed::all() {
+        toy.write(&Types::all(GgmlType::F32), &Path::new(&folder).join(format!("{}.gguf", toy.name)));
     }
 }
 

@@ -107,12 +107,12 @@ impl Fixture {
     }
 }
 
-fn by_layer<A, B>(map: &BTreeMap<String, A>, convert: impl Fn(&A) -> B) -> BTreeMap<u32, B> {
+pub(crate) fn by_layer<A, B>(map: &BTreeMap<String, A>, convert: impl Fn(&A) -> B) -> BTreeMap<u32, B> {
     map.iter().map(|(layer, value)| (layer.parse().expect("layer index"), convert(value))).collect()
 }
 
 /// Little-endian f32 in hexadecimal, cut into rows.
-fn rows(hex: &str, width: usize) -> Vec<Vec<f32>> {
+pub(crate) fn rows(hex: &str, width: usize) -> Vec<Vec<f32>> {
     assert!(hex.len().is_multiple_of(8 * width), "{} digits in rows of {width}", hex.len());
     let value = |at: usize| {
         let bits = u32::from_str_radix(&hex[8 * at..8 * at + 8], 16).expect("hexadecimal digits");

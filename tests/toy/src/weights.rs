@@ -41,7 +41,6 @@ impl Stream {
 
 /// All `n` values of tensor `name`, contiguous dimension fastest.
 pub fn values(seed: u64, name: &str, n: usize) -> Vec<f32> {
-    let stream = Stream::new(seed, name);
     let (offset, scale) = if name.ends_with("norm.weight") {
         (1.0, 0.25)
     } else if name.ends_with("k_norm.bias") {
@@ -51,6 +50,12 @@ pub fn values(seed: u64, name: &str, n: usize) -> Vec<f32> {
     } else {
         (0.0, 0.1875)
     };
+    values_in(seed, name, n, offset, scale)
+}
+
+/// The same, spread over `offset - scale..offset + scale` whatever the name says.
+pub fn values_in(seed: u64, name: &str, n: usize, offset: f32, scale: f32) -> Vec<f32> {
+    let stream = Stream::new(seed, name);
     (0..n as u64).map(|i| offset + scale * stream.uniform(i)).collect()
 }
 

@@ -6,7 +6,9 @@ pub(crate) mod doctor;
 pub(crate) mod eval;
 pub(crate) mod extract;
 pub(crate) mod inspect;
+pub(crate) mod kl;
 pub(crate) mod logits;
+pub(crate) mod perplexity;
 pub(crate) mod plan;
 pub(crate) mod run;
 pub(crate) mod trace;
@@ -17,7 +19,7 @@ use clap::{Parser, Subcommand};
 const AFTER_HELP: &str = "\
 exit codes:
   0 ok, 1 internal error, 2 usage, 3 bad file, 4 unsupported (but valid) file, 5 does not fit,
-  6 read or write error, 7 integrity, 130 interrupted";
+  6 read or write error, 7 integrity, 9 a limit of yours was missed, 130 interrupted";
 
 /// Run Mixture-of-Experts language models that do not fit in memory: dense weights stay resident, experts are read
 /// from SSD into a small bank of slots.
@@ -40,6 +42,8 @@ pub(crate) enum Command {
     Verify(verify::Args),
     Logits(logits::Args),
     Eval(eval::Args),
+    Perplexity(perplexity::Args),
+    Kl(kl::Args),
     Bench(bench::Args),
     Trace(trace::Args),
 }

@@ -13,6 +13,7 @@ mod interrupt;
 mod logits;
 mod make_model;
 mod packed;
+mod perplexity;
 mod run;
 mod sidecar;
 mod support;

@@ -11,7 +11,7 @@ use files::{Checkpoint, GgmlType, Metadata};
 use slotbank_engine::{BankSize, CacheType, Dump, Engine, EngineOptions, Sequence, Want};
 use tempfile::TempDir;
 use toy::reference::{self, Mistake, Options, Outcome};
-use toy::{Fixture, Toy, Types};
+use toy::{Fixture, Listed, Toy, Types};
 
 /// A checkpoint in a temporary folder that lives as long as this.
 pub(crate) struct OnDisk {
@@ -51,6 +51,14 @@ impl OnDisk {
     }
 }
 
+/// A listed toy, its weights stored as `types`.
+pub(crate) fn listed(toy: &Listed, types: &Types) -> OnDisk {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let path = dir.path().join("toy.gguf");
+    toy.write(types, &path);
+    OnDisk { path, dir }
+}
+
 /// Every format with a packed form, beside some without, in one layer also side by side.
 pub(crate) fn packable() -> OnDisk {
     use GgmlType as T;
@@ -80,6 +88,19 @@ pub(crate) fn exact() -> EngineOptions {
 
 /// `[position][vocab]`.
 pub(crate) type Logits = Vec<Vec<f32>>;
+
+/// Ways of feeding `n` tokens: (name, batch and micro-batch, sizes of the calls; the last one repeats).
+pub(crate) fn ways(n: usize) -> Vec<(&'static str, [u32; 2], Vec<usize>)> {
+    vec![
+        ("one prefill", [1, 128], vec![n]),
+        ("one prefill in micro-batches of 32", [1, 32], vec![n]),
+        ("one prefill in a batch of micro-batches of 7", [128, 7], vec![n]),
+        ("chunks of 24 and the rest", [1, 128], vec![24, n]),
+        ("chunks of 5 in micro-batches of 3", [1, 3], vec![5]),
+        ("prefill, then token by token", [1, 128], vec![n - 24, 1]),
+        ("token by token", [1, 1], vec![1]),
+    ]
+}
 
 /// Runs `tokens` in calls of `chunks` tokens (the last one repeats until they are used up) on a fresh sequence.
 pub(crate) fn run(engine: &mut Engine, tokens: &[u32], chunks: &[usize]) -> Logits {
