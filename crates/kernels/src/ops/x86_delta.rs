@@ -69,7 +69,10 @@ unsafe fn tile<const R: usize>(
                 let k = _mm256_loadu_ps(key.add(i));
                 for r in 0..R {
                     let s = state.add(r * width + i);
-                    _mm256_storeu_ps(s, _mm256_fmadd_ps(k, updates[r], _mm256_mul_ps(decay, _mm256_loadu_ps(s))));
+                    _mm256_storeu_ps(
+                        s,
+                        _mm256_fmadd_ps(k, updates[r], _mm256_mul_ps(decay, _mm256_loadu_ps(s))),
+                    );
                 }
             }
         }

@@ -114,7 +114,11 @@ fn split(text: &str, from_end: bool, args: &[Value]) -> Result<Value, Error> {
         None => {
             let mut rest = text;
             loop {
-                rest = if from_end { rest.trim_end_matches(is_space) } else { rest.trim_start_matches(is_space) };
+                rest = if from_end {
+                    rest.trim_end_matches(is_space)
+                } else {
+                    rest.trim_start_matches(is_space)
+                };
                 let cut = if from_end { rest.rfind(is_space) } else { rest.find(is_space) };
                 let Some(at) = cut.filter(|_| parts.len() < most) else { break };
                 let width = rest[at..].chars().next().map_or(0, char::len_utf8);
@@ -136,7 +140,10 @@ fn split(text: &str, from_end: bool, args: &[Value]) -> Result<Value, Error> {
 /// `splitlines`: at every kind of line break.
 fn lines(text: &str, keep: bool) -> Value {
     let is_break = |char: char| {
-        matches!(char, '\n' | '\r' | '\u{b}' | '\u{c}' | '\u{1c}'..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}')
+        matches!(
+            char,
+            '\n' | '\r' | '\u{b}' | '\u{c}' | '\u{1c}'..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}'
+        )
     };
     let mut lines = Vec::new();
     let mut rest = text;

@@ -24,8 +24,8 @@ use kernels::{AlignedBuf, Isa, Kernel, Pool};
 
 use super::parts::{Part, PartClock, PartTimes};
 use super::{
-    Backend, Buf, CacheId, GatedDelta, Heads, Index, KvAttention, LatentAttention, RopeId, RopeSpec, Routed, RoutedSpec,
-    ScratchSpec, Select, SelectionId, StateChange, StateId, View, WeightId, WeightSpec,
+    Backend, Buf, CacheId, GatedDelta, Heads, Index, KvAttention, LatentAttention, RopeId, RopeSpec, Routed,
+    RoutedSpec, ScratchSpec, Select, SelectionId, StateChange, StateId, View, WeightId, WeightSpec,
 };
 use crate::Error;
 use crate::options::CacheType;
