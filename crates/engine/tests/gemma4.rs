@@ -64,7 +64,10 @@ fn what_is_not_implemented_is_refused_and_says_why() {
         let dense = value == 0;
         let keep = |name: &str| !dense || !name.contains("_exps.") && !name.contains("ffn_gate_inp");
         let refused = error(&edited(&f, keep, |m| drop(m.insert(format!("gemma4.{key}"), value))));
-        assert!(matches!(&refused, Error::Member { architecture, .. } if architecture == "gemma4"), "{refused}");
+        assert!(
+            matches!(&refused, Error::Member { architecture, .. } if architecture == "gemma4"),
+            "{refused}"
+        );
         assert_eq!(refused.class(), Class::Unsupported);
         assert!(refused.to_string().contains(told), "{refused}");
     }
@@ -89,7 +92,11 @@ fn fused_experts_give_the_same_bits_in_every_form() {
     let f = Listed::named("gemma4_wide");
     let types = Types {
         dense: T::Q8_0,
-        experts: vec![[T::IQ1_M, T::F32, T::IQ2_XXS], [T::IQ2_XS, T::F32, T::Q4_0], [T::Q4_K, T::F32, T::IQ1_S]],
+        experts: vec![
+            [T::IQ1_M, T::F32, T::IQ2_XXS],
+            [T::IQ2_XS, T::F32, T::Q4_0],
+            [T::Q4_K, T::F32, T::IQ1_S],
+        ],
     };
     let model = common::listed(&f, &types);
     let sidecar = |name: &str, layout, pack: bool| {

@@ -60,7 +60,10 @@ fn fused_experts_go_through_every_command() {
     let experts = vec![[GgmlType::IQ1_M, GgmlType::F32, GgmlType::IQ2_XXS]];
     f.write(&Types { dense: GgmlType::Q8_0, experts }, &place.path("m.gguf"));
     let inspected = place.run("inspect m.gguf --json").expect(0).json();
-    assert_eq!((&inspected["architecture"], &inspected["missing"]), (&"gemma4".into(), &serde_json::json!([])));
+    assert_eq!(
+        (&inspected["architecture"], &inspected["missing"]),
+        (&"gemma4".into(), &serde_json::json!([]))
+    );
     let families: Vec<_> = inspected["experts"]["families"].as_array().expect("a list").iter().collect();
     let named: Vec<_> = families.iter().map(|line| (&line["family"], &line["tensors"])).collect();
     assert_eq!(named, [(&"ffn_down_exps".into(), &3.into()), (&"ffn_gate_up_exps".into(), &3.into())]);
@@ -77,7 +80,8 @@ fn fused_experts_go_through_every_command() {
     }
     assert!(place.run("inspect c").expect(0).stdout.contains("; unpacked "));
     let tokens = f.tokens.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
-    let logits = |model: &str| place.run(&format!("logits {model} --tokens {tokens} --json")).expect(0).stdout;
+    let logits =
+        |model: &str| place.run(&format!("logits {model} --tokens {tokens} --json")).expect(0).stdout;
     let reference = logits("m.gguf --bank all");
     for model in ["m.gguf --bank 3", "a --bank 4", "b --bank 3", "c --bank 5", "c --bank all"] {
         assert_eq!(logits(model), reference, "{model}");

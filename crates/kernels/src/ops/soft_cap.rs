@@ -32,7 +32,10 @@ mod tests {
             soft_cap(&mut ours, cap);
             for (&ours, &x) in ours.iter().zip(&x) {
                 let exact = f64::from(cap) * (f64::from(x) / f64::from(cap)).tanh();
-                assert!((f64::from(ours) - exact).abs() <= 5e-7 * exact.abs(), "{x}: {ours} instead of {exact}");
+                assert!(
+                    (f64::from(ours) - exact).abs() <= 5e-7 * exact.abs(),
+                    "{x}: {ours} instead of {exact}"
+                );
                 // In a register of eight as alone.
                 let mut alone = [x];
                 soft_cap(&mut alone, cap);

@@ -132,7 +132,13 @@ impl CpuBackend {
     }
 
     /// `f(x[t])`, in place.
-    pub(super) fn change_rows(&mut self, x: View, width: usize, rows: usize, f: &(dyn Fn(&mut [f32]) + Sync)) {
+    pub(super) fn change_rows(
+        &mut self,
+        x: View,
+        width: usize,
+        rows: usize,
+        f: &(dyn Fn(&mut [f32]) + Sync),
+    ) {
         let data = self.buffers.shared(x);
         each_row(&self.pool, rows, width, &|t| {
             // SAFETY: each row belongs to one call.
