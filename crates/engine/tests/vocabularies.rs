@@ -37,7 +37,7 @@ fn ids_of_published_vocabularies() {
     let mut wrong = Vec::new();
     for (name, golden) in &ids.vocabularies {
         let header = files::gguf::read(&folder.join(name)).unwrap();
-        let vocabulary = engine::vocabulary(&header.metadata).unwrap().unwrap();
+        let vocabulary = slotbank_engine::vocabulary(&header.metadata).unwrap().unwrap();
         let tokenizer = Tokenizer::new(vocabulary).unwrap_or_else(|error| panic!("{name}: {error}"));
         let texts = ids.corpus.iter().chain(&golden.extra);
         assert_eq!(texts.clone().count(), golden.ids.len());

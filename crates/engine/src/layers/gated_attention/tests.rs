@@ -83,6 +83,7 @@ fn config() -> GqaConfig {
         v_head_dim: DIM,
         rms_norm_eps: EPS,
         softmax_scale: 1.0 / (DIM as f32).sqrt(),
+        keys_are_values: false,
     }
 }
 
