@@ -171,6 +171,23 @@ pub struct ScratchSpec {
     pub routed: [usize; 2],
 }
 
+impl ScratchSpec {
+    /// Enough for either.
+    pub fn max(self, other: Self) -> Self {
+        Self {
+            rows: self.rows.max(other.rows),
+            row: self.row.max(other.row),
+            heads: self.heads.max(other.heads),
+            cache_width: self.cache_width.max(other.cache_width),
+            kv: std::array::from_fn(|i| self.kv[i].max(other.kv[i])),
+            delta: self.delta.max(other.delta),
+            index_heads: self.index_heads.max(other.index_heads),
+            index_head_dim: self.index_head_dim.max(other.index_head_dim),
+            routed: std::array::from_fn(|i| self.routed[i].max(other.routed[i])),
+        }
+    }
+}
+
 /// How each token's positions are chosen in one layer.
 #[derive(Debug, Clone, Copy)]
 pub enum Select {

@@ -13,3 +13,4 @@ pub(crate) mod oracle;
 pub(crate) mod rope;
 pub(crate) mod router;
 pub(crate) mod shared_expert;
+pub(crate) mod trunk;

@@ -10,7 +10,7 @@ use toy::weights::Stream;
 use super::*;
 use crate::EngineOptions;
 use crate::backend::cpu::CpuBackend;
-use crate::backend::{RopeSpec, Select};
+use crate::backend::{RopeSpec, ScratchSpec, Select};
 use crate::options::CacheType;
 
 const HIDDEN: usize = 40;
@@ -109,8 +109,8 @@ fn run(calls: &[usize], first_wanted: usize) -> Vec<f32> {
         factors: None,
     };
     let (rope, selection) = (loader.rope_table(&spec), loader.selection(UBATCH, 0, 0));
-    let scratch = crate::layers::gqa::scratch(&[c], [UBATCH; 2], HIDDEN, 0);
-    loader.scratch(&scratch);
+    let around = ScratchSpec { rows: UBATCH, row: HIDDEN, ..ScratchSpec::default() };
+    loader.scratch(&crate::layers::gqa::scratch(&[c], [UBATCH; 2]).max(around));
     let table = loader.matrix("token_embd.weight", HIDDEN, TOKENS).expect("an input");
     let [x, y] = [(); 2].map(|()| View::rows(loader.buffer(TOKENS * HIDDEN), HIDDEN));
     let ids: Vec<u32> = (0..TOKENS as u32).collect();
