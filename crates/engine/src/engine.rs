@@ -332,7 +332,12 @@ impl Engine {
     /// position anyway.
     pub fn save(&mut self, sequence: &mut Sequence) {
         if let Some(place) = sequence.place_to_save() {
-            change_states(self.backend.as_mut(), self.model.as_ref(), sequence.slot, StateChange::Save(place));
+            change_states(
+                self.backend.as_mut(),
+                self.model.as_ref(),
+                sequence.slot,
+                StateChange::Save(place),
+            );
         }
     }
 

@@ -27,6 +27,16 @@ pub enum Error {
         /// What this build can run.
         known: Vec<&'static str>,
     },
+    /// A valid file of an architecture that is implemented, but a member of it that is not.
+    #[error("this `{architecture}` model is not supported: {why}: {path}")]
+    Member {
+        /// `general.architecture` of the file.
+        architecture: String,
+        /// Where it was read.
+        path: PathBuf,
+        /// What it has, or lacks.
+        why: String,
+    },
     /// A valid tensor of a type without a kernel.
     #[error("tensor `{tensor}` has type {ty}, which has no kernel here")]
     TensorType {
@@ -146,6 +156,7 @@ impl Error {
             },
             Self::MissingTensor { .. } | Self::Shape { .. } | Self::Metadata { .. } => Class::BadFile,
             Self::Architecture { .. }
+            | Self::Member { .. }
             | Self::TensorType { .. }
             | Self::Form { .. }
             | Self::TensorFactor { .. } => Class::Unsupported,

@@ -57,7 +57,8 @@ impl<'a> Keys<'a> {
         let list = self.metadata.u64s(&self.key(name))?.unwrap_or_default();
         if let Some(other) = list.iter().find(|&&n| n != list[0]) {
             let (key, first) = (self.key(name), list[0]);
-            let why = format!("`{key}` is {first} in one layer and {other} in another, which is not supported");
+            let why =
+                format!("`{key}` is {first} in one layer and {other} in another, which is not supported");
             return Err(self.wrong(why));
         }
         self.bounded(name, list.first().copied(), SIZE_MAX)

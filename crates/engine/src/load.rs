@@ -162,6 +162,16 @@ impl<'a> Loader<'a> {
         self.floats(name, n, rows, &values)
     }
 
+    /// `n` ones: the weight of a norm that has none.
+    pub(crate) fn ones(&mut self, n: usize) -> Result<WeightId, Error> {
+        self.floats("ones", n, 1, &vec![1.0; n])
+    }
+
+    /// A vector of `n` values that is looked at while loading and not kept; zeros while only counting.
+    pub(crate) fn read_once(&self, name: &str, n: usize) -> Result<Vec<f32>, Error> {
+        self.read_values(self.tensor(name)?, n, 1)
+    }
+
     /// A weight in f32 that no file has as it is.
     fn floats(&mut self, name: &str, n: usize, rows: usize, values: &[f32]) -> Result<WeightId, Error> {
         let spec =

@@ -114,8 +114,11 @@ fn a_failed_step_has_changed_nothing() {
     for ubatch in [1, 7] {
         let whole = run(&mut model.load(EngineOptions { ubatch, ..exact() }), &f.tokens, &[f.tokens.len()]);
         for nth in [0, 5, 23, 40, 77] {
-            let drive =
-                Drive { faults: vec![Fault { at: FaultAt::Nth(nth), times: 1 }], seed: nth, ..Drive::default() };
+            let drive = Drive {
+                faults: vec![Fault { at: FaultAt::Nth(nth), times: 1 }],
+                seed: nth,
+                ..Drive::default()
+            };
             let options = EngineOptions { bank: BankSize::SlotsPerLayer(4), ubatch, ..exact() };
             let reader = move |files: &[std::path::PathBuf]| -> Result<Box<dyn experts::Reader>, _> {
                 Ok(Box::new(SimReader::open(files, drive)?))
@@ -200,7 +203,8 @@ fn sizes_that_do_not_fit_are_refused() {
         ("attention.value_length", 16, "attention.value_length"),
     ] {
         let model = edited(&f, |_| true, |m| drop(m.insert(format!("qwen35moe.{key}"), value as u32)));
-        let error = Engine::load(&model.open(), exact()).err().unwrap_or_else(|| panic!("{key} {value} loads"));
+        let error =
+            Engine::load(&model.open(), exact()).err().unwrap_or_else(|| panic!("{key} {value} loads"));
         assert!(error.to_string().contains(why), "{key}: {error}");
         assert_ne!(error.class(), Class::Io);
     }

@@ -112,6 +112,29 @@ fn planned_bytes_are_allocated_bytes() {
     }
 }
 
+/// Keys and values of all positions are planned, also of layers that see a window only.
+#[test]
+fn keys_and_values_are_planned_as_they_are_allocated() {
+    let _alone = alone();
+    for name in ["qwen3moe_yarn", "glm4moe", "glm4moe_air", "minimax_m2", "gpt_oss"] {
+        let f = Listed::named(name);
+        let model = listed(&f, &Types::all(GgmlType::Q8_0));
+        for options in [
+            exact(),
+            EngineOptions { bank: BankSize::SlotsPerLayer(4), context: Some(500), ..exact() },
+            EngineOptions { cache_type: CacheType::F16, ubatch: 1, ..exact() },
+            EngineOptions { cache_type: CacheType::Q8, threads: Some(5), context: Some(77), ..exact() },
+        ] {
+            let what = format!("{name}, {options:?}");
+            let plan = Engine::plan(&model.open(), &options).unwrap_or_else(|e| panic!("{what}: {e}"));
+            let mut engine = model.load(options);
+            assert_eq!(engine.stats().allocated_bytes, plan.total_bytes, "{what}");
+            run(&mut engine, &f.tokens, &[40, 1]);
+            assert_eq!(engine.stats().allocated_bytes, plan.total_bytes, "{what}");
+        }
+    }
+}
+
 #[test]
 fn planned_states_are_allocated_states() {
     let _alone = alone();

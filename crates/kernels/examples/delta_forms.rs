@@ -75,18 +75,23 @@ fn recurrence(head: &Head, state: &mut [f32], out: &mut [f32]) {
         let values = &mut out[first * WIDTH..(first + BLOCK) * WIDTH];
         values.copy_from_slice(&head.values[first * WIDTH..(first + BLOCK) * WIDTH]);
         for row in (0..WIDTH).step_by(ROWS) {
-            ops::delta_rows(&tokens, &mut state[row * WIDTH..(row + ROWS) * WIDTH], &mut values[row..], WIDTH);
+            ops::delta_rows(
+                &tokens,
+                &mut state[row * WIDTH..(row + ROWS) * WIDTH],
+                &mut values[row..],
+                WIDTH,
+            );
         }
     }
 }
 
 /// Scratch of the chunked form.
 struct Chunked {
-    turned: Vec<f32>,  // [width, chunk]: keys, later weighted
+    turned: Vec<f32>,   // [width, chunk]: keys, later weighted
     overlaps: Vec<f32>, // [chunk, chunk]: keys with keys
-    weights: Vec<f32>, // [chunk, chunk]: queries with keys
-    read: Vec<f32>,    // [chunk, width]
-    written: Vec<f32>, // [chunk, width]
+    weights: Vec<f32>,  // [chunk, chunk]: queries with keys
+    read: Vec<f32>,     // [chunk, width]
+    written: Vec<f32>,  // [chunk, width]
 }
 
 impl Chunked {

@@ -23,6 +23,25 @@ fn main() {
     }
     for toy in Listed::all() {
         toy.write(&Types::all(GgmlType::F32), &Path::new(&folder).join(format!("{}.gguf", toy.name)));
+        if toy.architecture() == "gpt-oss" {
+            let path = Path::new(&folder).join(format!("{}.llama.gguf", toy.name));
+            toy.write_edited(&Types::all(GgmlType::F32), &path, |_| true, rounded_ramp);
+        }
+    }
+}
+
+/// llama.cpp rounds the ends of YaRN's ramp to whole pairs, outwards, and does not read where they are. These numbers of rotations are
+/// where it puts them.
+fn rounded_ramp(m: &mut Metadata) {
+    let number =
+        |key: &str| f64::from(m.f32(&format!("gpt-oss.{key}")).ok().flatten().expect("a toy with YaRN"));
+    let (base, dim) = (number("rope.freq_base"), number("attention.key_length"));
+    let full = number("rope.scaling.original_context_length") / std::f64::consts::TAU;
+    let pair = |rotations: f64| dim * (full / rotations).ln() / (2.0 * base.ln());
+    let rotations = |pair: f64| (full * base.powf(-2.0 * pair / dim)) as f32;
+    let ends = [rotations(pair(32.0).floor()), rotations(pair(1.0).ceil())];
+    for (name, end) in ["fast", "slow"].into_iter().zip(ends) {
+        m.insert(format!("gpt-oss.rope.scaling.yarn_beta_{name}"), end);
     }
 }
 

@@ -424,6 +424,10 @@ pub trait Backend: Send {
     fn add_bias(&mut self, x: View, bias: WeightId, rows: usize);
     /// `x[t] = 0`.
     fn zero(&mut self, x: View, width: usize, rows: usize);
+    /// `x[t] *= factor`.
+    fn scale(&mut self, x: View, factor: f32, width: usize, rows: usize);
+    /// `x[t] = cap * tanh(x[t] / cap)`.
+    fn soft_cap(&mut self, x: View, cap: f32, width: usize, rows: usize);
     /// `gate[t] = act(gate[t]) * up[t]`.
     fn glu(&mut self, activation: Glu, gate: View, up: View, width: usize, rows: usize);
 

@@ -42,7 +42,8 @@ impl DeltaNetConfig {
             return Err(keys.wrong(format!("ssm.time_step_rank {v} is no multiple of ssm.group_count {k}")));
         }
         if inner != v * c.head_dim {
-            let why = format!("ssm.inner_size {inner} is not {v} value heads of ssm.state_size {}", c.head_dim);
+            let why =
+                format!("ssm.inner_size {inner} is not {v} value heads of ssm.state_size {}", c.head_dim);
             return Err(keys.wrong(why));
         }
         if c.linear_conv_kernel_dim > CONV_MAX {
@@ -223,13 +224,16 @@ fn projections(loader: &mut Loader<'_>, layer: u32, c: &DeltaNetConfig) -> Resul
 
 /// The projections to beta and alpha: apart, or in one tensor, by key head: the betas of its value heads, then their alphas.
 fn gates(loader: &mut Loader<'_>, layer: u32, c: &DeltaNetConfig) -> Result<[WeightId; 2], Error> {
-    let [both, beta, alpha] = ["ssm_ba", "ssm_beta", "ssm_alpha"].map(|part| format!("blk.{layer}.{part}.weight"));
+    let [both, beta, alpha] =
+        ["ssm_ba", "ssm_beta", "ssm_alpha"].map(|part| format!("blk.{layer}.{part}.weight"));
     let (hidden, heads) = (c.hidden_size, c.linear_num_value_heads);
     if c.key_head == KeyHead::Tiled || !loader.has(&both) {
         return Ok([loader.matrix(&beta, hidden, heads)?, loader.matrix(&alpha, hidden, heads)?]);
     }
     let group = heads / c.linear_num_key_heads;
-    let part = |from: usize| (0..c.linear_num_key_heads).map(move |g| (2 * g + from) * group..(2 * g + from + 1) * group);
+    let part = |from: usize| {
+        (0..c.linear_num_key_heads).map(move |g| (2 * g + from) * group..(2 * g + from + 1) * group)
+    };
     Ok([
         loader.gather(&both, "beta", [hidden, 2 * heads], part(0))?,
         loader.gather(&both, "alpha", [hidden, 2 * heads], part(1))?,

@@ -24,6 +24,8 @@ pub(crate) struct GqaConfig {
     pub(crate) v_head_dim: usize,
     pub(crate) rms_norm_eps: f32,
     pub(crate) softmax_scale: f32,
+    /// Values are the keys before these are normed and rotated; the file has no tensor for them.
+    pub(crate) keys_are_values: bool,
 }
 
 impl GqaConfig {
@@ -59,6 +61,7 @@ impl GqaConfig {
                     v_head_dim: length("attention.value_length")?,
                     rms_norm_eps,
                     softmax_scale: 1.0 / (head_dim as f32).sqrt(),
+                    keys_are_values: false,
                 })
             })
             .collect()
@@ -121,7 +124,10 @@ pub(crate) struct Spans {
 impl Spans {
     pub(crate) fn new(loader: &mut Loader<'_>, how: Select, [batch, ubatch]: [usize; 2]) -> Self {
         // No list is kept, and nothing scored, where a rule selects.
-        Self { how, selections: (0..batch.div_ceil(ubatch)).map(|_| loader.selection(ubatch, 0, 0)).collect() }
+        Self {
+            how,
+            selections: (0..batch.div_ceil(ubatch)).map(|_| loader.selection(ubatch, 0, 0)).collect(),
+        }
     }
 
     /// To be called once per step, before the layers.
@@ -226,7 +232,7 @@ pub(crate) struct Gqa {
     /// Weights of the norms of queries and of keys.
     pub(crate) norms: Option<[WeightId; 2]>,
     /// `[heads]`, where softmax has them.
-    pub(crate) sinks: Option<WeightId>,
+    sinks: Option<WeightId>,
     pub(crate) output: Linear,
 }
 
@@ -244,7 +250,9 @@ impl Gqa {
         let [query, key, value] = if loader.has(&format!("{all}.weight")) {
             [0..q, q..q + k, q + k..q + k + v].map(|rows| Linear::rows(loader, &all, hidden, q + k + v, rows))
         } else {
-            [("q", q), ("k", k), ("v", v)].map(|(part, width)| Linear::load(loader, &name(part), hidden, width))
+            let mut part = |part: &str, width| Linear::load(loader, &name(part), hidden, width);
+            let (query, key) = (part("q", q), part("k", k)?);
+            [query, Ok(key), if c.keys_are_values { Ok(key) } else { part("v", v) }]
         };
         let widths = match norm {
             QkNorm::None => None,
@@ -253,10 +261,9 @@ impl Gqa {
         };
         let norms = match widths {
             None => None,
-            Some([q, k]) => Some([
-                loader.vector(&name("q_norm.weight"), q)?,
-                loader.vector(&name("k_norm.weight"), k)?,
-            ]),
+            Some([q, k]) => {
+                Some([loader.vector(&name("q_norm.weight"), q)?, loader.vector(&name("k_norm.weight"), k)?])
+            }
         };
         Ok(Self {
             c: *c,
@@ -268,6 +275,11 @@ impl Gqa {
             sinks: None,
             output: Linear::load(loader, &name("output"), context, hidden)?,
         })
+    }
+
+    /// The same with a score per head `[heads]` that takes its share of the softmax.
+    pub(crate) fn with_sinks(self, sinks: WeightId) -> Self {
+        Self { sinks: Some(sinks), ..self }
     }
 
     /// `out = attention(x)` of the wanted rows, and the keys and values of all; `x` is the normed layer input, rows of `hidden_size`.
@@ -287,6 +299,21 @@ impl Gqa {
         out: View,
     ) {
         self.project(b, s, x, rows);
+        self.finish(b, s, rope, cache, selection, rows, out);
+    }
+
+    /// All that follows the projection.
+    #[expect(clippy::too_many_arguments, reason = "as above")]
+    pub(crate) fn finish(
+        &self,
+        b: &mut dyn Backend,
+        s: &GqaState,
+        rope: RopeId,
+        cache: KvCache,
+        selection: SelectionId,
+        rows: Rows,
+        out: View,
+    ) {
         self.normalise(b, s, rows);
         self.rotate(b, s, rope, rows);
         let [_, k, v, context] = s.views(&self.c);
@@ -306,18 +333,23 @@ impl Gqa {
     pub(crate) fn project(&self, b: &mut dyn Backend, s: &GqaState, x: View, rows: Rows) {
         let ([q, k, v, _], first, n) = (s.views(&self.c), rows.first_wanted, rows.wanted().len());
         let (q, x_wanted) = (q.from_row(first), x.from_row(first));
-        let (query, key, value) = ((self.query.weight, q), (self.key.weight, k), (self.value.weight, v));
+        let all = [(self.query.weight, q), (self.key.weight, k), (self.value.weight, v)];
+        let all = if self.c.keys_are_values { &all[..2] } else { &all[..] };
         if first == 0 {
-            b.matmul(x, rows.count, &[query, key, value]);
+            b.matmul(x, rows.count, all);
         } else {
-            b.matmul(x, rows.count, &[key, value]);
+            b.matmul(x, rows.count, &all[1..]);
             if n > 0 {
-                b.matmul(x_wanted, n, &[query]);
+                b.matmul(x_wanted, n, &all[..1]);
             }
         }
         self.query.add_bias(b, q, n);
         self.key.add_bias(b, k, rows.count);
-        self.value.add_bias(b, v, rows.count);
+        if self.c.keys_are_values {
+            b.copy(Heads::one(k), Heads::one(v), k.stride, rows.count);
+        } else {
+            self.value.add_bias(b, v, rows.count);
+        }
     }
 
     /// Norms of the queries of the wanted rows and of the keys of all.

@@ -231,9 +231,7 @@ impl Moe {
             router,
             shared: match c.shared_width() {
                 0 => None,
-                width => {
-                    Some(Ffn::load(loader, layer, "_shexp", [c.hidden_size, width], c.activation)?)
-                }
+                width => Some(Ffn::load(loader, layer, "_shexp", [c.hidden_size, width], c.activation)?),
             },
             formats,
             fused,

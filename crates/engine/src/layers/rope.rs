@@ -62,7 +62,8 @@ impl RopeConfig {
             Some("none") => Ok(plain),
             // A factor alone means this, too.
             None | Some("linear") => {
-                let linear = if keys.has("rope.scaling.factor") { keys.f32("rope.scaling.factor")? } else { 1.0 };
+                let linear =
+                    if keys.has("rope.scaling.factor") { keys.f32("rope.scaling.factor")? } else { 1.0 };
                 Ok(Self { linear, ..plain })
             }
             Some("yarn") => {

@@ -132,7 +132,11 @@ pub(crate) fn route(
         Gating::Softmax => softmax(&mut s.prob),
         Gating::Chosen => {}
     }
-    s.choice.iter_mut().zip(&s.prob).zip(&biases.choice[..]).for_each(|((choice, prob), bias)| *choice = prob + bias);
+    s.choice
+        .iter_mut()
+        .zip(&s.prob)
+        .zip(&biases.choice[..])
+        .for_each(|((choice, prob), bias)| *choice = prob + bias);
     if c.n_group > 1 {
         limit_groups(c, s);
     }

@@ -151,10 +151,9 @@ impl Weights {
         for (i, gqa) in c.gqa.iter().enumerate() {
             let layer = i as u32;
             let sinks = loader.vector(&format!("blk.{i}.attn_sinks.weight"), gqa.num_attention_heads)?;
-            let attention = Gqa::load(loader, layer, gqa, QkNorm::None)?;
             layers.push(Layer {
                 attn_norm: loader.vector(&format!("blk.{i}.attn_norm.weight"), c.hidden_size)?,
-                attention: Gqa { sinks: Some(sinks), ..attention },
+                attention: Gqa::load(loader, layer, gqa, QkNorm::None)?.with_sinks(sinks),
                 ffn_norm: loader.vector(&format!("blk.{i}.post_attention_norm.weight"), c.hidden_size)?,
                 mlp: Mlp::load(loader, layer, &c.moe, None)?,
             });

@@ -19,7 +19,7 @@ macro_rules! architectures {
     };
 }
 
-architectures! { deepseek2, glm4moe, glm_dsa, gpt_oss, minimax_m2, qwen35moe, qwen3moe, qwen3next }
+architectures! { deepseek2, gemma4, glm4moe, glm_dsa, gpt_oss, minimax_m2, qwen35moe, qwen3moe, qwen3next }
 
 /// One row of the table.
 pub(crate) struct Architecture {

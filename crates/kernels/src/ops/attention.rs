@@ -197,6 +197,12 @@ mod tests {
                 values: &mut vec![f32::NAN; n_heads * self.latent],
             };
             running.begin();
+            self.attend(heads, &mut running);
+            running.values.to_vec()
+        }
+
+        /// Of a softmax that has begun.
+        fn attend(&self, heads: std::ops::Range<usize>, running: &mut Running<'_>) {
             for chunk in self.rows.chunks(ATTENTION_CHUNK * self.width) {
                 let mut rows = vec![0.0; ATTENTION_CHUNK * padded(self.width)];
                 for (to, from) in rows.chunks_exact_mut(padded(self.width)).zip(chunk.chunks(self.width)) {
@@ -210,10 +216,9 @@ mod tests {
                     pitch: padded(self.width),
                     n_rows: chunk.len() / self.width,
                 };
-                attend_chunk(queries, &chunk, SCALE, &mut running);
+                attend_chunk(queries, &chunk, SCALE, running);
             }
-            attend_finish(&mut running);
-            running.values.to_vec()
+            attend_finish(running);
         }
     }
 
@@ -307,6 +312,51 @@ mod tests {
                 assert_eq!(z, z_wide);
             }
         }
+    }
+
+    /// A sink is one more row with the value zero, whose score is not scaled.
+    #[test]
+    fn a_sink_takes_its_share() {
+        let case = Case::new(3, 24, 16, 60, 80);
+        let plain = case.run(0..3);
+        for sink in [-1e30, -2.0, 0.5, 40.0] {
+            let mut running = Running {
+                scores: &mut [f32::NAN; 3 * ATTENTION_CHUNK],
+                maxima: &mut [f32::NAN; 3],
+                sums: &mut [f32::NAN; 3],
+                values: &mut [f32::NAN; 48],
+            };
+            running.begin_with_sinks(&[sink; 3]);
+            case.attend(0..3, &mut running);
+            let z = running.values.to_vec();
+            for h in 0..3 {
+                let query = &case.queries[h * 24..][..24];
+                let scores = case.rows.chunks(24).map(|row| f64::from(dot(query, row)) * f64::from(SCALE));
+                let total: f64 = scores.map(f64::exp).sum();
+                let share = total / (total + f64::from(sink).exp());
+                let want: Vec<f64> = plain[h * 16..][..16].iter().map(|z| f64::from(*z) * share).collect();
+                assert_close(&z[h * 16..][..16], &want, 1e-5);
+            }
+        }
+    }
+
+    /// Values beside the keys are what values among them are.
+    #[test]
+    fn values_may_lie_elsewhere() {
+        let case = Case::new(5, 40, 24, 48, 82);
+        let rows: Vec<f32> = case.rows.chunks(40).flat_map(|row| [row, &[0.0; 8]].concat()).collect();
+        let values: Vec<f32> = case.rows.chunks(40).flat_map(|row| row[..24].to_vec()).collect();
+        let mut running = Running {
+            scores: &mut [f32::NAN; 5 * ATTENTION_CHUNK],
+            maxima: &mut [f32::NAN; 5],
+            sums: &mut [f32::NAN; 5],
+            values: &mut [f32::NAN; 5 * 24],
+        };
+        running.begin();
+        let chunk = Chunk { keys: &rows, width: 40, values: &values, pitch: 24, n_rows: 48 };
+        attend_chunk(&case.queries, &chunk, SCALE, &mut running);
+        attend_finish(&mut running);
+        assert_eq!(running.values, case.run(0..5));
     }
 
     #[test]

@@ -115,8 +115,11 @@ mod tests {
         fn new(width: usize, rows: usize, n: usize, seed: u64) -> Self {
             let mut pairs = floats(2 * n * width, seed, 1.0);
             pairs.chunks_exact_mut(width).for_each(|x| l2_norm(x, 1e-6, 1.0));
-            let overlaps = pairs.chunks_exact(2 * width).map(|pair| dot(&pair[..width], &pair[width..])).collect();
-            let unit = |seed: u64, from: f32| floats(n, seed, (1.0 - from) / 2.0).iter().map(|x| x + (1.0 + from) / 2.0).collect();
+            let overlaps =
+                pairs.chunks_exact(2 * width).map(|pair| dot(&pair[..width], &pair[width..])).collect();
+            let unit = |seed: u64, from: f32| {
+                floats(n, seed, (1.0 - from) / 2.0).iter().map(|x| x + (1.0 + from) / 2.0).collect()
+            };
             Self {
                 width,
                 rows,
@@ -219,7 +222,10 @@ mod tests {
             for (x, got) in x.iter().zip(&got) {
                 // Of the sum as f32 has it: its rounding is not the kernel's.
                 let want = (f64::from(rate) * f64::from(x + bias).exp().ln_1p()).exp();
-                assert!((f64::from(*got) - want).abs() <= 4e-6 * want.max(1e-2), "{x}, {bias}, {rate}: {got} {want}");
+                assert!(
+                    (f64::from(*got) - want).abs() <= 4e-6 * want.max(1e-2),
+                    "{x}, {bias}, {rate}: {got} {want}"
+                );
             }
         }
     }

@@ -33,7 +33,7 @@ vectorized! {
     /// `out = gelu(gate) · up`. With `z = √(2/π) · (x + 0.044715 x³)`, `½ x (1 + tanh z)` is `x / (1 + e^−2z)`: one exponential, and no
     /// cancellation where the result is small.
     fn gelu_mul(gate: &[f32], up: &[f32], out: &mut [f32]) {
-        const MINUS_2_ROOT_2_OVER_PI: f32 = -1.595_769_1;
+        const MINUS_2_ROOT_2_OVER_PI: f32 = -1.595_769_2;
         assert!(gate.len() == up.len() && gate.len() == out.len(), "lengths of gelu_mul");
         for ((out, &g), u) in out.iter_mut().zip(gate).zip(up) {
             let z = g + 0.044_715 * g * g * g;

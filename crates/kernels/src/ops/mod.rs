@@ -65,6 +65,7 @@ mod norm;
 mod q8;
 mod rope;
 mod silu;
+mod soft_cap;
 mod top_k;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -87,6 +88,7 @@ pub use norm::{l2_norm, layer_norm, rms_norm};
 pub use q8::{Q8_BLOCK, q8_decode, q8_encode};
 pub use rope::{Pairing, Rope, Yarn, rope_halves, rope_interleaved, yarn_mscale};
 pub use silu::{sigmoid, silu, silu_mul};
+pub use soft_cap::soft_cap;
 pub use top_k::{TOP_K_BINS, top_k_count, top_k_counted, top_k_ranked};
 
 #[cfg(test)]

@@ -200,6 +200,90 @@ mod tests {
         [1.0, 0.237_170_82, 0.049_999_997, 0.007_905_695, 0.002_5, 0.000_790_569_47, 0.000_25, 7.905_695e-5];
     const YARN_ATTENTION_FACTOR: f32 = 1.138_629_4;
 
+    /// Numbers from transformers 5.23.0, `_compute_yarn_parameters` with `truncate` false: gpt-oss, n_rot 64.
+    #[test]
+    fn yarn_ramps_may_end_between_pairs() {
+        let yarn = Yarn {
+            factor: 32.0,
+            original_context: 4096,
+            beta_fast: 32.0,
+            beta_slow: 1.0,
+            truncate: false,
+            attention_factor: 1.0,
+        };
+        let exact = Rope::new(64, 150_000.0, Some(&yarn));
+        // torch's powers are not always the nearest floats.
+        for (i, (ours, theirs)) in exact.inv_freq().iter().zip(UNTRUNCATED_INV_FREQ).enumerate() {
+            assert!((ours / theirs - 1.0).abs() < 1.5e-7, "pair {i}: {ours} {theirs}");
+        }
+        let rounded = Rope::new(64, 150_000.0, Some(&Yarn { truncate: true, ..yarn }));
+        let differ = |i: &usize| exact.inv_freq()[*i] != rounded.inv_freq()[*i];
+        assert_eq!((0..32).filter(differ).collect::<Vec<_>>(), (9..18).collect::<Vec<_>>());
+    }
+    const UNTRUNCATED_INV_FREQ: [f32; 32] = [
+        1.0,
+        0.689_044_3,
+        0.474_782_05,
+        0.327_145_87,
+        0.225_418,
+        0.155_322_98,
+        0.107_024_424,
+        0.073_744_565,
+        0.050_813_273,
+        0.031_705_696,
+        0.019_335,
+        0.011_592_049,
+        0.006_794_959_3,
+        0.003_860_359,
+        0.002_093_792_7,
+        0.001_052_602_2,
+        0.000_456_483_92,
+        0.000_129_318_7,
+        3.830_881e-5,
+        2.639_646_8e-5,
+        1.818_833_7e-5,
+        1.253_257e-5,
+        8.635_496e-6,
+        5.950_239_5e-6,
+        4.099_978_5e-6,
+        2.825_066_8e-6,
+        1.946_596_3e-6,
+        1.341_291e-6,
+        9.242_089_6e-7,
+        6.368_209e-7,
+        4.387_978_5e-7,
+        3.023_511_4e-7,
+    ];
+
+    #[test]
+    fn factors_divide_frequencies() {
+        let plain = Rope::new(8, 1e4, None);
+        let divided = plain.clone().divided(&[1.0, 2.0, 4.0, 1e30]);
+        let expected = [plain.inv_freq()[0], plain.inv_freq()[1] / 2.0, plain.inv_freq()[2] / 4.0];
+        assert_eq!(divided.inv_freq()[..3], expected);
+        let (cos, sin) = divided.table(2);
+        let mut x = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0];
+        rope_halves(&mut x, &cos[4..], &sin[4..]);
+        assert_eq!([x[3], x[7]], [4.0, 8.0]);
+    }
+
+    #[test]
+    fn halves_turn_as_neighbours_do() {
+        for n in [2, 8, 20, 64] {
+            let rope = Rope::new(n, 1e4, None);
+            let (cos, sin) = rope.table(6);
+            let (cos, sin) = (&cos[5 * n / 2..], &sin[5 * n / 2..]);
+            let x = super::super::testing::floats(n, 17, 2.0);
+            let mut halves = x.clone();
+            rope_halves(&mut halves, cos, sin);
+            let mut pairs: Vec<f32> = (0..n).map(|i| x[i / 2 + i % 2 * (n / 2)]).collect();
+            rope_interleaved(&mut pairs, cos, sin);
+            let back: Vec<f32> =
+                (0..n).map(|i| pairs[if i < n / 2 { 2 * i } else { 2 * i - n + 1 }]).collect();
+            assert_eq!(halves, back);
+        }
+    }
+
     #[test]
     fn a_degenerate_range_does_not_divide_by_zero() {
         let yarn = Yarn {

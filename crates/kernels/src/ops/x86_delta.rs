@@ -58,18 +58,18 @@ unsafe fn tile<const R: usize>(
                     }
                 }
             }
-            for r in 0..R {
+            for (r, update) in updates.iter_mut().enumerate() {
                 let value = values.add(t * pitch + r);
                 let u = tokens.betas[t] * (*value - decay * reduce(held[r][0], held[r][1]));
                 *value = tokens.overlaps[t].mul_add(u, decay * reduce(asked[r][0], asked[r][1]));
-                updates[r] = _mm256_set1_ps(u);
+                *update = _mm256_set1_ps(u);
             }
             let decay = _mm256_set1_ps(decay);
             for i in (0..width).step_by(8) {
                 let k = _mm256_loadu_ps(key.add(i));
-                for r in 0..R {
+                for (r, &update) in updates.iter().enumerate() {
                     let s = state.add(r * width + i);
-                    _mm256_storeu_ps(s, _mm256_fmadd_ps(k, updates[r], _mm256_mul_ps(decay, _mm256_loadu_ps(s))));
+                    _mm256_storeu_ps(s, _mm256_fmadd_ps(k, update, _mm256_mul_ps(decay, _mm256_loadu_ps(s))));
                 }
             }
         }

@@ -73,7 +73,8 @@ impl CpuBackend {
             // SAFETY: each task has its own part of the scratch.
             let scratch = unsafe { scratch.part(task * per_task, per_task) };
             for unit in units * task / tasks..units * (task + 1) / tasks {
-                let (block, kv, part) = (unit / (a.n_kv_heads * parts), unit / parts % a.n_kv_heads, unit % parts);
+                let (block, kv, part) =
+                    (unit / (a.n_kv_heads * parts), unit / parts % a.n_kv_heads, unit % parts);
                 let first = rows.start + block * tokens;
                 let within = part * heads;
                 let heads = Group { kv, first: kv * group + within, count: heads.min(group - within) };
@@ -93,18 +94,17 @@ impl Work<'_> {
         let (scores, rest) = rest.split_at_mut(n * CHUNK);
         let (maxima, rest) = rest.split_at_mut(KV_TOKENS * n);
         let sums = &mut rest[..KV_TOKENS * n];
-        let mut seen = usize::MAX..0;
+        let first = tokens.clone().map(|t| self.positions(t).start).min().unwrap_or(0);
+        let last = tokens.clone().map(|t| self.positions(t).end).max().unwrap_or(0);
         for (i, t) in tokens.clone().enumerate() {
-            let own = self.positions(t);
-            seen = seen.start.min(own.start)..seen.end.max(own.end);
             let mut running = self.running(t, heads, scores, &mut maxima[i * n..], &mut sums[i * n..]);
             match self.sinks {
                 Some(sinks) => running.begin_with_sinks(&sinks[heads.first..][..n]),
                 None => running.begin(),
             }
         }
-        for start in (seen.start / CHUNK * CHUNK..seen.end).step_by(CHUNK) {
-            let read = seen.start.max(start)..seen.end.min(start + CHUNK);
+        for start in (first / CHUNK * CHUNK..last).step_by(CHUNK) {
+            let read = first.max(start)..last.min(start + CHUNK);
             decode(self.keys, read.clone(), start, heads.kv, width, keys);
             decode(self.values, read, start, heads.kv, self.a.value_dim, values);
             for (i, t) in tokens.clone().enumerate() {
@@ -162,5 +162,186 @@ fn decode(cache: &Cache, read: Range<usize>, start: usize, kv: usize, width: usi
         let row = &mut rows[(position - start) * pitch..][..pitch];
         cache.decode_part(position, kv * width..(kv + 1) * width, &mut row[..width]);
         row[width..].fill(0.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::{Backend, ScratchSpec, Select, View, WeightSpec};
+    use crate::options::CacheType;
+
+    /// Reproducible floats in −1..1.
+    fn floats(n: usize, seed: u32) -> Vec<f32> {
+        let mut state = seed.wrapping_mul(0x9e37_79b9) | 1;
+        let mut next = || {
+            state ^= state << 13;
+            state ^= state >> 17;
+            state ^= state << 5;
+            (state >> 8) as f32 / (1u32 << 23) as f32 - 1.0
+        };
+        (0..n).map(|_| next()).collect()
+    }
+
+    #[derive(Debug, Clone, Copy)]
+    struct Case {
+        heads: [usize; 2],
+        dims: [usize; 2],
+        positions: usize,
+        tokens: usize,
+        window: Option<usize>,
+        sinks: bool,
+        ty: CacheType,
+    }
+
+    const CASES: [Case; 8] = {
+        let base = Case {
+            heads: [4, 2],
+            dims: [32, 32],
+            positions: 60,
+            tokens: 20,
+            window: None,
+            sinks: false,
+            ty: CacheType::F32,
+        };
+        [
+            base,
+            Case { heads: [12, 1], dims: [16, 24], tokens: 60, ..base },
+            // Key parts that begin and end inside blocks of eight bits.
+            Case { heads: [6, 3], dims: [20, 12], ty: CacheType::Q8, ..base },
+            Case { heads: [3, 3], dims: [64, 64], positions: 200, tokens: 3, ty: CacheType::F16, ..base },
+            Case { sinks: true, window: Some(7), tokens: 60, ..base },
+            // Windows whose beginnings lie in different chunks.
+            Case { sinks: true, window: Some(50), positions: 150, tokens: 100, heads: [8, 2], ..base },
+            Case { window: Some(1), ty: CacheType::Q8, ..base },
+            Case { heads: [10, 2], dims: [33, 9], positions: 97, tokens: 1, sinks: true, ..base },
+        ]
+    };
+
+    struct Run {
+        b: CpuBackend,
+        a: KvAttention,
+        sinks: Vec<f32>,
+    }
+
+    impl Case {
+        fn run(&self, threads: usize) -> Run {
+            let mut b = CpuBackend::new(threads, threads).expect("threads");
+            let ([heads, kv], [dim, value_dim]) = (self.heads, self.dims);
+            let queries = View::rows(b.buffer(self.tokens * heads * dim), heads * dim);
+            let out = View::rows(b.buffer(self.tokens * heads * value_dim), heads * value_dim);
+            b.buffers.starting_at(queries).copy_from_slice(&floats(self.tokens * heads * dim, 1));
+            b.buffers.starting_at(out).fill(f32::NAN);
+            let [keys, values] = [(dim, 2), (value_dim, 3)].map(|(width, seed)| {
+                let width = kv * width;
+                let cache = b.cache(self.positions, width, width, self.ty);
+                let rows = View::rows(b.buffer(self.positions * width), width);
+                b.buffers.starting_at(rows).copy_from_slice(&floats(self.positions * width, seed));
+                b.append(cache, rows, 0, self.positions);
+                cache
+            });
+            let sinks = floats(heads, 4);
+            let spec = WeightSpec { name: "sinks".into(), format: 0, n_in: heads, n_out: 1, count: 1 };
+            let weight = b.weight(&spec, &mut |bytes| {
+                bytes.copy_from_slice(bytemuck::cast_slice(&sinks));
+                Ok(())
+            });
+            let selection = b.selection(self.tokens, 0, 0);
+            let how = self.window.map_or(Select::All, Select::Recent);
+            b.select(selection, how, self.positions - self.tokens, self.tokens);
+            let kv_scratch = [heads / kv, dim, value_dim];
+            b.scratch(&ScratchSpec { rows: self.tokens, kv: kv_scratch, ..ScratchSpec::default() });
+            let a = KvAttention {
+                queries,
+                keys,
+                values,
+                n_heads: heads,
+                n_kv_heads: kv,
+                head_dim: dim,
+                value_dim,
+                scale: 0.7,
+                sinks: self.sinks.then(|| weight.expect("f32 loads")),
+                selection,
+                out,
+            };
+            Run { b, a, sinks }
+        }
+
+        /// The definition, in f64, over the rows as they are cached.
+        fn expected(&self, run: &Run, t: usize, h: usize) -> Vec<f64> {
+            let ([heads, kv], [dim, value_dim]) = (self.heads, self.dims);
+            let end = self.positions - self.tokens + t + 1;
+            let first = self.window.map_or(0, |n| end.saturating_sub(n));
+            let part = |cache: crate::backend::CacheId, width: usize, position: usize| {
+                let mut row = vec![0.0; kv * width];
+                run.b.caches[cache.0 as usize].decode(position, &mut row);
+                let at = h / (heads / kv) * width;
+                row[at..at + width].iter().map(|x| f64::from(*x)).collect::<Vec<_>>()
+            };
+            let query = &run.b.buffers.row(run.a.queries, t, heads * dim)[h * dim..][..dim];
+            let score = |position| {
+                let key = part(run.a.keys, dim, position);
+                key.iter().zip(query).map(|(k, q)| k * f64::from(*q)).sum::<f64>() * f64::from(run.a.scale)
+            };
+            let weights: Vec<f64> = (first..end).map(|position| f64::exp(score(position))).collect();
+            let sink = if self.sinks { f64::from(run.sinks[h]).exp() } else { 0.0 };
+            let total = weights.iter().sum::<f64>() + sink;
+            let mut out = vec![0.0; value_dim];
+            for (weight, position) in weights.iter().zip(first..end) {
+                let value = part(run.a.values, value_dim, position);
+                out.iter_mut().zip(value).for_each(|(out, value)| *out += weight / total * value);
+            }
+            out
+        }
+    }
+
+    #[test]
+    fn is_softmax_attention_over_what_is_cached() {
+        for case in CASES {
+            let mut run = case.run(2);
+            run.b.attention_kv(&run.a.clone(), 0..case.tokens);
+            let ([heads, _], [_, value_dim]) = (case.heads, case.dims);
+            for t in 0..case.tokens {
+                for h in 0..heads {
+                    let got =
+                        &run.b.buffers.row(run.a.out, t, heads * value_dim)[h * value_dim..][..value_dim];
+                    for (got, want) in got.iter().zip(case.expected(&run, t, h)) {
+                        assert!(
+                            (f64::from(*got) - want).abs() < 2e-6,
+                            "{case:?}: token {t}, head {h}: {got} {want}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn neither_threads_nor_neighbours_change_a_bit() {
+        for case in CASES {
+            let all = |run: &mut Run| run.b.buffers.starting_at(run.a.out).to_vec();
+            let mut reference = case.run(1);
+            for t in 0..case.tokens {
+                reference.b.attention_kv(&reference.a.clone(), t..t + 1);
+            }
+            let reference = all(&mut reference);
+            assert!(reference.iter().all(|x| x.is_finite()));
+            for threads in [1, 2, 7] {
+                let mut run = case.run(threads);
+                run.b.attention_kv(&run.a.clone(), 0..case.tokens);
+                assert_eq!(all(&mut run), reference, "{case:?} with {threads} threads");
+            }
+        }
+    }
+
+    #[test]
+    fn rows_that_are_not_asked_for_are_left_alone() {
+        let case = CASES[0];
+        let mut run = case.run(3);
+        run.b.attention_kv(&run.a.clone(), 5..9);
+        for t in 0..case.tokens {
+            let row = run.b.buffers.row(run.a.out, t, 4 * 32);
+            assert!(row.iter().all(|x| x.is_nan() != (5..9).contains(&t)), "token {t}");
+        }
     }
 }

@@ -119,28 +119,15 @@ impl Cache {
 
     /// The row as floats.
     pub(super) fn decode(&self, position: usize, row: &mut [f32]) {
-        let (scales, fine) = self.parts();
-        let bytes = &self.bytes[position * self.row_bytes..][..self.row_bytes];
-        match self.ty {
-            CacheType::F32 => row.copy_from_slice(cast_slice(bytes)),
-            CacheType::F16 => ops::f16_to_f32(cast_slice(bytes), row),
-            CacheType::Q8 => {
-                let (coarse, exact) = row.split_at_mut(self.coarse);
-                let quants = cast_slice(&bytes[fine..fine + self.coarse]);
-                ops::q8_decode(quants, cast_slice(&bytes[..scales]), coarse);
-                ops::f16_to_f32(cast_slice(&bytes[scales..fine]), exact);
-            }
-        }
+        self.decode_part(position, 0..self.width, row);
     }
-}
 
-impl Cache {
     /// Elements `part` of the row as floats.
     pub(super) fn decode_part(&self, position: usize, part: Range<usize>, out: &mut [f32]) {
         let bytes = &self.bytes[position * self.row_bytes..][..self.row_bytes];
         match self.ty {
-            CacheType::F32 => out.copy_from_slice(&cast_slice(bytes)[part]),
-            CacheType::F16 => ops::f16_to_f32(&cast_slice(bytes)[part], out),
+            CacheType::F32 => out.copy_from_slice(&cast_slice::<u8, f32>(bytes)[part]),
+            CacheType::F16 => ops::f16_to_f32(&cast_slice::<u8, u16>(bytes)[part], out),
             CacheType::Q8 => {
                 let (scales, fine) = self.parts();
                 let coarse = part.start.min(self.coarse)..part.end.min(self.coarse);
@@ -148,7 +135,8 @@ impl Cache {
                 // A part may begin inside a block, and then its first piece is the rest of that block.
                 let whole = coarse.start.next_multiple_of(ops::Q8_BLOCK).min(coarse.end);
                 let (first, rest) = eights.split_at_mut(whole - coarse.start);
-                let (all_scales, quants) = (cast_slice(&bytes[..scales]), cast_slice(&bytes[fine..]));
+                let (all_scales, quants) =
+                    (cast_slice::<u8, f32>(&bytes[..scales]), cast_slice::<u8, i8>(&bytes[fine..]));
                 for (range, out) in [(coarse.start..whole, first), (whole..coarse.end, rest)] {
                     let blocks = range.start / ops::Q8_BLOCK..range.end.div_ceil(ops::Q8_BLOCK);
                     if !range.is_empty() {
@@ -156,7 +144,7 @@ impl Cache {
                     }
                 }
                 let part = part.start.max(self.coarse) - self.coarse..part.end.max(self.coarse) - self.coarse;
-                ops::f16_to_f32(&cast_slice(&bytes[scales..fine])[part], halves);
+                ops::f16_to_f32(&cast_slice::<u8, u16>(&bytes[scales..fine])[part], halves);
             }
         }
     }

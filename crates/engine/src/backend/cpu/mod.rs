@@ -19,13 +19,13 @@ pub use arena::HostArena;
 use std::ops::Range;
 
 use experts::{Bank, Resident};
-use kernels::ops::Glu;
+use kernels::ops::{self, Glu};
 use kernels::{AlignedBuf, Isa, Kernel, Pool};
 
 use super::parts::{Part, PartClock, PartTimes};
 use super::{
-    Backend, Buf, CacheId, GatedDelta, Heads, Index, KvAttention, LatentAttention, RopeId, RopeSpec, Routed, RoutedSpec,
-    ScratchSpec, Select, SelectionId, StateChange, StateId, View, WeightId, WeightSpec,
+    Backend, Buf, CacheId, GatedDelta, Heads, Index, KvAttention, LatentAttention, RopeId, RopeSpec, Routed,
+    RoutedSpec, ScratchSpec, Select, SelectionId, StateChange, StateId, View, WeightId, WeightSpec,
 };
 use crate::Error;
 use crate::options::CacheType;
@@ -247,6 +247,15 @@ impl Backend for CpuBackend {
         for t in 0..rows {
             self.buffers.row_mut(x, t, width).fill(0.0);
         }
+    }
+
+    fn scale(&mut self, x: View, factor: f32, width: usize, rows: usize) {
+        let scale = |x: &mut [f32]| x.iter_mut().for_each(|x| *x *= factor);
+        self.timed(Part::Rows, |b| b.change_rows(x, width, rows, &scale));
+    }
+
+    fn soft_cap(&mut self, x: View, cap: f32, width: usize, rows: usize) {
+        self.timed(Part::Rows, |b| b.change_rows(x, width, rows, &|x| ops::soft_cap(x, cap)));
     }
 
     fn glu(&mut self, activation: Glu, gate: View, up: View, width: usize, rows: usize) {

@@ -119,9 +119,9 @@ impl CpuBackend {
             })
         });
         let Self { pool, buffers, scratch, routed, weights, .. } = self;
-        let biases = call.biases.map(|bias| {
-            bias.map(|b| (&floats(&weights[b.values.0 as usize].bytes)[b.offset..], b.stride))
-        });
+        let biases = call
+            .biases
+            .map(|bias| bias.map(|b| (&floats(&weights[b.values.0 as usize].bytes)[b.offset..], b.stride)));
         let (starts, tokens) = (token_starts(call), scratch.activations.as_slice());
         let tokens = [0, 1].map(|i: usize| &tokens[starts.at(kernels[0][i].format().activation)..]);
         let RoutedScratch { hidden, quantized, rows, pieces, unfinished } = routed;

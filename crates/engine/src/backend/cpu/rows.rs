@@ -83,7 +83,7 @@ impl CpuBackend {
         let table = &mut ropes[table.0 as usize];
         table.prepare(start, rows);
         let (table, data, width) = (&*table, buffers.shared(x.rows), 2 * table.at(0).0.len());
-        let rotate = match table.pairing {
+        let rotate: fn(&mut [f32], &[f32], &[f32]) = match table.pairing {
             Pairing::Interleaved => ops::rope_interleaved,
             Pairing::Halves => ops::rope_halves,
         };
@@ -128,6 +128,21 @@ impl CpuBackend {
             // SAFETY: each row belongs to one call.
             let x = unsafe { data.part(x.offset + t * x.stride, bias.len()) };
             x.iter_mut().zip(bias).for_each(|(x, bias)| *x += bias);
+        });
+    }
+
+    /// `f(x[t])`, in place.
+    pub(super) fn change_rows(
+        &mut self,
+        x: View,
+        width: usize,
+        rows: usize,
+        f: &(dyn Fn(&mut [f32]) + Sync),
+    ) {
+        let data = self.buffers.shared(x);
+        each_row(&self.pool, rows, width, &|t| {
+            // SAFETY: each row belongs to one call.
+            f(unsafe { data.part(x.offset + t * x.stride, width) });
         });
     }
 

@@ -258,9 +258,11 @@ impl Case {
             if !is(Mistake::GateBeforeNorm) {
                 heads.iter_mut().zip(&z).for_each(|(o, z)| *o *= gate(*z));
             }
-            out.extend(t.output.chunks_exact(heads.len()).map(|row| {
-                row.iter().zip(&heads).map(|(w, o)| f64::from(*w) * o).sum::<f64>()
-            }));
+            out.extend(
+                t.output
+                    .chunks_exact(heads.len())
+                    .map(|row| row.iter().zip(&heads).map(|(w, o)| f64::from(*w) * o).sum::<f64>()),
+            );
         }
         out
     }

@@ -83,6 +83,7 @@ fn config() -> GqaConfig {
         v_head_dim: DIM,
         rms_norm_eps: EPS,
         softmax_scale: 1.0 / (DIM as f32).sqrt(),
+        keys_are_values: false,
     }
 }
 
@@ -99,8 +100,14 @@ fn run(calls: &[usize], first_wanted: usize) -> Vec<f32> {
     let layer = GatedAttention::load(&mut loader, 0, &c).unwrap_or_else(|e| panic!("{e}"));
     let state = GatedAttentionState::new(&mut loader, &[c], UBATCH);
     let cache = KvCache::new(&mut loader, &c, TOKENS);
-    let spec =
-        RopeSpec { dim: ROTATED, pairing: Pairing::Halves, rows: UBATCH, theta: THETA, yarn: None, factors: None };
+    let spec = RopeSpec {
+        dim: ROTATED,
+        pairing: Pairing::Halves,
+        rows: UBATCH,
+        theta: THETA,
+        yarn: None,
+        factors: None,
+    };
     let (rope, selection) = (loader.rope_table(&spec), loader.selection(UBATCH, 0, 0));
     let scratch = crate::layers::gqa::scratch(&[c], [UBATCH; 2], HIDDEN, 0);
     loader.scratch(&scratch);
@@ -161,7 +168,9 @@ fn reference(mistake: Mistake) -> Vec<f64> {
     let (mut keys, mut vals, mut out) = (Vec::new(), Vec::new(), Vec::new());
     for (t, x) in x.chunks_exact(HIDDEN).enumerate() {
         let all = product(&k, x);
-        keys.push(all.chunks_exact(DIM).map(|x| head(x, &k_norm, !is(Mistake::NoKeyNorm), t)).collect::<Vec<_>>());
+        keys.push(
+            all.chunks_exact(DIM).map(|x| head(x, &k_norm, !is(Mistake::NoKeyNorm), t)).collect::<Vec<_>>(),
+        );
         vals.push(product(&v, x));
         let q_gate = product(&q, x);
         let mut o = Vec::new();
@@ -187,7 +196,9 @@ fn reference(mistake: Mistake) -> Vec<f64> {
             let kv = if is(Mistake::KeysByTurns) { h % KV_HEADS } else { h / (HEADS / KV_HEADS) };
             let scores: Vec<f64> = keys
                 .iter()
-                .map(|keys| keys[kv].iter().zip(&query).map(|(k, q)| k * q).sum::<f64>() / (DIM as f64).sqrt())
+                .map(|keys| {
+                    keys[kv].iter().zip(&query).map(|(k, q)| k * q).sum::<f64>() / (DIM as f64).sqrt()
+                })
                 .collect();
             let weights: Vec<f64> = scores.iter().map(|s| s.exp()).collect();
             let total: f64 = weights.iter().sum();

@@ -137,8 +137,7 @@ fn write(case: &Case, path: &std::path::Path) {
     let [h, w, e] = [HIDDEN, WIDTH, EXPERTS].map(|n| n as u64);
     add("token_embd.weight", &[h, 2 * ROWS as u64], [x(false), x(true)].concat());
     for layer in 0..2 {
-        let mut add =
-            |name: &str, shape: &[u64], values| add(&format!("blk.{layer}.{name}"), shape, values);
+        let mut add = |name: &str, shape: &[u64], values| add(&format!("blk.{layer}.{name}"), shape, values);
         add("ffn_gate_inp.weight", &[h, e], router());
         if case.own_input {
             add("ffn_gate_inp.scale", &[h], router_scale());
@@ -210,7 +209,8 @@ impl Rig {
         let c = config(case);
         let mut backend = CpuBackend::new(2, 2).expect("an instruction set");
         let mut loader = Loader::wet(&checkpoint, &options, &mut backend);
-        let load = |loader: &mut Loader<'_>, layer| Moe::load(loader, layer, &c).unwrap_or_else(|e| panic!("{e}"));
+        let load =
+            |loader: &mut Loader<'_>, layer| Moe::load(loader, layer, &c).unwrap_or_else(|e| panic!("{e}"));
         let layers = [load(&mut loader, 0), load(&mut loader, 1)];
         let state = MoeState::new(&mut loader, &c, [ROWS, 7]).unwrap_or_else(|e| panic!("{e}"));
         loader.scratch(&ScratchSpec {
@@ -220,8 +220,7 @@ impl Rig {
             ..ScratchSpec::default()
         });
         let table = loader.matrix("token_embd.weight", HIDDEN, 2 * ROWS).expect("an input");
-        let [experts_x, router_x, y] =
-            [(); 3].map(|()| View::rows(loader.buffer(ROWS * HIDDEN), HIDDEN));
+        let [experts_x, router_x, y] = [(); 3].map(|()| View::rows(loader.buffer(ROWS * HIDDEN), HIDDEN));
         for (view, first) in [(experts_x, 0), (router_x, ROWS as u32)] {
             let ids: Vec<u32> = (first..first + ROWS as u32).collect();
             backend.embed(table, &ids, view);
@@ -346,7 +345,8 @@ fn chosen(case: &Case, row: usize, mistake: Mistake) -> (Vec<usize>, Vec<f64>) {
         let scale = router_scale();
         input.iter_mut().zip(scale).for_each(|(x, s)| *x *= f64::from(s) / (HIDDEN as f64).sqrt());
     }
-    let bias = if case.biases && mistake != Mistake::NoRouterBias { router_bias() } else { vec![0.0; EXPERTS] };
+    let bias =
+        if case.biases && mistake != Mistake::NoRouterBias { router_bias() } else { vec![0.0; EXPERTS] };
     let weights = router();
     let logits: Vec<f64> = (0..EXPERTS)
         .map(|e| {
@@ -419,32 +419,30 @@ fn avoids(case: &Case, mistakes: &[Mistake]) {
 #[test]
 fn clamped_experts_with_biases_are_chosen_by_logits() {
     use Mistake as M;
-    avoids(&CLAMPED, &[
-        M::BiasOfAnother,
-        M::NoBias(0),
-        M::NoBias(1),
-        M::NoBias(2),
-        M::UnweightedDownBias,
-        M::NoRouterBias,
-        M::SoftmaxOverAll,
-        M::NoUpOffset,
-        M::NoLimits,
-        M::Silu,
-    ]);
+    avoids(
+        &CLAMPED,
+        &[
+            M::BiasOfAnother,
+            M::NoBias(0),
+            M::NoBias(1),
+            M::NoBias(2),
+            M::UnweightedDownBias,
+            M::NoRouterBias,
+            M::SoftmaxOverAll,
+            M::NoUpOffset,
+            M::NoLimits,
+            M::Silu,
+        ],
+    );
 }
 
 #[test]
 fn scaled_experts_are_chosen_by_a_router_with_an_input_of_its_own() {
     use Mistake as M;
-    avoids(&SCALED, &[
-        M::UpFirst,
-        M::Silu,
-        M::NoScale,
-        M::EarlyScale,
-        M::OtherInput,
-        M::NoRouterNorm,
-        M::NoRouterScale,
-    ]);
+    avoids(
+        &SCALED,
+        &[M::UpFirst, M::Silu, M::NoScale, M::EarlyScale, M::OtherInput, M::NoRouterNorm, M::NoRouterScale],
+    );
 }
 
 /// However gate, up and their biases are stored, the bits are the same.
@@ -502,5 +500,7 @@ fn other_factors_are_refused() {
     write(&SCALED, &path);
     let checkpoint = Checkpoint::open(&path).unwrap_or_else(|e| panic!("{e}"));
     let refused = Moe::load(&mut Loader::dry(&checkpoint, &EngineOptions::default()), 0, &silent);
-    assert!(matches!(refused, Err(Error::TensorFactor { factor, .. }) if factor == "blk.0.ffn_gate_inp.scale"));
+    assert!(
+        matches!(refused, Err(Error::TensorFactor { factor, .. }) if factor == "blk.0.ffn_gate_inp.scale")
+    );
 }
