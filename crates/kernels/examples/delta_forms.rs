@@ -130,9 +130,9 @@ impl Chunked {
             }
             // What is written: values, less what the state and earlier tokens of the chunk already say.
             product([CHUNK, WIDTH, WIDTH], keys, state, &mut self.read, false);
-            for i in 0..CHUNK {
+            for (i, s) in sums.iter().enumerate() {
                 let (done, rest) = self.written.split_at_mut(i * WIDTH);
-                let (row, decay, beta) = (&mut rest[..WIDTH], ops::exp(sums[i]), head.betas[first + i]);
+                let (row, decay, beta) = (&mut rest[..WIDTH], ops::exp(*s), head.betas[first + i]);
                 row.fill(0.0);
                 product([1, WIDTH, i], &self.overlaps[i * CHUNK..i * CHUNK + i], done, row, true);
                 let values = &head.values[(first + i) * WIDTH..];
@@ -226,6 +226,7 @@ fn tile<const R: usize>(
     }
 }
 
+#[expect(clippy::print_stdout, reason = "a program for people")]
 fn main() {
     let mut seed = 0x1234_5678_9abc_def1;
     let heads: Vec<Head> = (0..HEADS).map(|_| Head::new(&mut seed)).collect();
