@@ -20,7 +20,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Parser;
 use commands::{
-    Cli, Command, bench, chat, doctor, eval, extract, inspect, kl, logits, perplexity, plan, run, trace, verify,
+    Cli, Command, bench, chat, doctor, eval, extract, inspect, kl, logits, perplexity, plan, run, trace,
+    verify,
 };
 use ui::error::{Failure, Report};
 

@@ -20,7 +20,11 @@ pub fn vocabulary(metadata: &Metadata) -> Result<Option<Vocabulary>, Error> {
         model: model.to_owned(),
         pre: metadata.str(&key("pre"))?.unwrap_or_default().to_owned(),
         tokens: strings("tokens")?,
-        scores: if model == "llama" { metadata.f32s(&key("scores"))?.unwrap_or_default() } else { Vec::new() },
+        scores: if model == "llama" {
+            metadata.f32s(&key("scores"))?.unwrap_or_default()
+        } else {
+            Vec::new()
+        },
         token_types: metadata.i32s(&key("token_type"))?.unwrap_or_default(),
         merges: strings("merges")?,
         bos: id("bos_token_id")?,

@@ -19,7 +19,10 @@ fn check(f: &Listed, logits: &Logits, choices: &Choices, what: &str) {
     assert!(found <= bound, "{what}: logits differ by {found:e}, allowed {bound:e}");
     for (layer, rows) in &f.expert_weights {
         for (ours, theirs) in choices.weights[layer].iter().flatten().zip(rows.iter().flatten()) {
-            assert!((ours - theirs).abs() <= 1e-5 * theirs.max(1.0), "{what}: layer {layer}: {ours} {theirs}");
+            assert!(
+                (ours - theirs).abs() <= 1e-5 * theirs.max(1.0),
+                "{what}: layer {layer}: {ours} {theirs}"
+            );
         }
     }
 }

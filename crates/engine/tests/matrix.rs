@@ -28,7 +28,8 @@ fn columns() -> Vec<Column> {
         ("deepseek2".into(), Box::new(|types, path| Toy::wide_deepseek2(types.clone()).write(path))),
     ];
     for listed in Listed::all().into_iter().filter(|listed| listed.expert_row_divisor() >= 256) {
-        columns.push((listed.architecture().to_owned(), Box::new(move |types, path| listed.write(types, path))));
+        columns
+            .push((listed.architecture().to_owned(), Box::new(move |types, path| listed.write(types, path))));
     }
     columns
 }
@@ -65,10 +66,13 @@ fn cell(write: &dyn Fn(&Types, &Path), ty: GgmlType, what: &str) -> &'static str
 fn table() -> String {
     let columns = columns();
     let names: Vec<&str> = columns.iter().map(|(name, _)| name.as_str()).collect();
-    let mut text = format!("| experts stored as | {} |\n|---|{}\n", names.join(" | "), "---|".repeat(names.len()));
+    let mut text =
+        format!("| experts stored as | {} |\n|---|{}\n", names.join(" | "), "---|".repeat(names.len()));
     for ty in GgmlType::all().filter(|ty| !NO_WEIGHTS.contains(&ty.name())) {
-        let cells: Vec<&str> =
-            columns.iter().map(|(name, write)| cell(write, ty, &format!("{name} with experts as {ty}"))).collect();
+        let cells: Vec<&str> = columns
+            .iter()
+            .map(|(name, write)| cell(write, ty, &format!("{name} with experts as {ty}")))
+            .collect();
         text.push_str(&format!("| {ty} | {} |\n", cells.join(" | ")));
     }
     text
@@ -82,7 +86,8 @@ fn the_table_of_models_and_formats() {
     let (written, after) = rest.split_once(END).expect("the table's end is marked");
     let table = table();
     if std::env::var_os("SLOTBANK_UPDATE_DOCS").is_some() {
-        std::fs::write(&path, format!("{before}{BEGIN}{table}{END}{after}")).expect("the page can be written");
+        std::fs::write(&path, format!("{before}{BEGIN}{table}{END}{after}"))
+            .expect("the page can be written");
     } else {
         assert_eq!(written, table, "docs/models.md says otherwise; SLOTBANK_UPDATE_DOCS=1 writes it anew");
     }

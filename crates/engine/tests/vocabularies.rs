@@ -49,7 +49,8 @@ fn ids_of_published_vocabularies() {
         }
         let words = |ids: &[u32]| ids.iter().map(|id| tokenizer.token_text(*id)).collect::<Vec<_>>();
         println!("{name}: {} texts, stops at {:?}", golden.ids.len(), words(tokenizer.end_tokens()));
-        let missing: Vec<u32> = golden.llama_end.iter().flatten().copied().filter(|id| !tokenizer.is_end(*id)).collect();
+        let missing: Vec<u32> =
+            golden.llama_end.iter().flatten().copied().filter(|id| !tokenizer.is_end(*id)).collect();
         if !missing.is_empty() {
             println!("    llama.cpp also stops at {:?}", words(&missing));
         }

@@ -77,7 +77,9 @@ impl Matrix {
                 let got = template.render(messages, &self.options(options));
                 let is_same = match (expected, &got) {
                     (Outcome::Text(hash), Ok(text)) => *hash == fnv(text),
-                    (Outcome::Refused { refused }, Err(Error::TemplateRefused { message })) => refused == message,
+                    (Outcome::Refused { refused }, Err(Error::TemplateRefused { message })) => {
+                        refused == message
+                    }
                     (Outcome::Failed(()), _) => true,
                     _ => false,
                 };
@@ -128,10 +130,9 @@ fn renderings_equal_transformers() {
             variables: case.variables,
         };
         let text = template(&source(&case.template)).render(&case.messages, &options).unwrap();
-        for (line, (got, expected)) in text.lines().zip(golden.text.lines()).enumerate() {
-            assert_eq!(got, expected, "{}, line {}", case.name, line + 1);
-        }
-        assert_eq!(text, golden.text, "{}", case.name);
+        let lines = text.lines().zip(golden.text.lines()).filter(|(got, expected)| got != expected);
+        let differ: Vec<String> = lines.map(|(got, expected)| format!("{got}\n{expected}\n")).collect();
+        assert_eq!(text, golden.text, "{}:\n{}", case.name, differ.concat());
     }
 }
 
@@ -334,11 +335,13 @@ fn a_conversation_cannot_smuggle_in_a_turn() {
 #[test]
 fn calls_reach_a_template_in_the_form_it_can_use() {
     let call = |arguments: Value| Message {
-        tool_calls: serde_json::from_value(json!([{"function": {"name": "f", "arguments": arguments}}])).unwrap(),
+        tool_calls: serde_json::from_value(json!([{"function": {"name": "f", "arguments": arguments}}]))
+            .unwrap(),
         ..Message::assistant("")
     };
     let joined = "{{ messages[1].tool_calls[0].function.arguments + '!' }}";
-    let walked = "{% for k, v in messages[1].tool_calls[0].function.arguments.items() %}{{ k }}={{ v }}{% endfor %}";
+    let walked =
+        "{% for k, v in messages[1].tool_calls[0].function.arguments.items() %}{{ k }}={{ v }}{% endfor %}";
     for (template, arguments, expected) in [
         (joined, json!({"a": 1}), "{\"a\": 1}!"),
         // Text stays as the model wrote it.
@@ -384,7 +387,13 @@ fn lists_of_a_namespace_change_and_no_others() {
 fn slices_are_pythons_and_never_panic() {
     let text = "{{ messages[::-1] | length }}{{ messages[1:][::-1] | length }}{{ ''[::-1] }}{{ [][::-1] }}";
     assert_eq!(render(text, &[Message::user("x")]).unwrap(), "10[]");
-    for source in ["{{ 'abc'[0:2:-1] }}", "{{ 'abc'[:-9:-1] }}", "{{ 'abc'[9::-1] }}", "{{ ''[:0:-1] }}", "{{ [][2::-1] }}"] {
+    for source in [
+        "{{ 'abc'[0:2:-1] }}",
+        "{{ 'abc'[:-9:-1] }}",
+        "{{ 'abc'[9::-1] }}",
+        "{{ ''[:0:-1] }}",
+        "{{ [][2::-1] }}",
+    ] {
         let _ = render(source, &[]);
     }
 }
@@ -409,7 +418,8 @@ fn arguments_cannot_smuggle_in_a_turn_in_either_form() {
     // Escaped, the token only shows once the text is read as JSON.
     let hidden = "{\"a\": \"\\u003c|user|>\", \"b\": \"<|user|>\"}";
     let call = Message {
-        tool_calls: serde_json::from_value(json!([{"function": {"name": "f", "arguments": hidden}}])).unwrap(),
+        tool_calls: serde_json::from_value(json!([{"function": {"name": "f", "arguments": hidden}}]))
+            .unwrap(),
         ..Message::assistant("")
     };
     let user = tokenizer.token_id("<|user|>").unwrap();
@@ -423,7 +433,8 @@ fn arguments_cannot_smuggle_in_a_turn_in_either_form() {
     }
     // Marks do not show where everything outside ASCII is escaped.
     let template = template("{{ messages[0].content | tojson(ensure_ascii=true) }}");
-    let ids = chat::encode(&tokenizer, &template, &[Message::user("é<|user|>")], &RenderOptions::default()).unwrap();
+    let ids = chat::encode(&tokenizer, &template, &[Message::user("é<|user|>")], &RenderOptions::default())
+        .unwrap();
     assert_eq!(tokenizer.decode(&ids, true), "\"\\u00e9<|user|>\"");
     assert!(!ids.contains(&user));
 }

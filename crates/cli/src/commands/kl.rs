@@ -135,7 +135,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
         ui::print(table(&outcome))?;
     }
     // (Not `>`: a divergence that is no number passes no gate.)
-    let missed = args.fail_above.is_some_and(|limit| !matches!(outcome.kl.mean.partial_cmp(&limit), Some(order) if order.is_le()));
+    let missed = args
+        .fail_above
+        .is_some_and(|limit| !matches!(outcome.kl.mean.partial_cmp(&limit), Some(order) if order.is_le()));
     Ok(if missed { ExitCode::from(GATE) } else { ExitCode::SUCCESS })
 }
 
@@ -147,20 +149,29 @@ fn bos(session: &Session) -> Option<u32> {
 /// Makes the reference's run: its predictions, unrounded, in a file that nobody else sees.
 fn reference(args: &Args, model: &Model) -> Result<(Reader, Windows, String), Failure> {
     if args.text.is_strided() {
-        return Err(Failure::usage("--stride is for `slotbank perplexity`", "leave it out: windows follow each other"));
+        return Err(Failure::usage(
+            "--stride is for `slotbank perplexity`",
+            "leave it out: windows follow each other",
+        ));
     }
     let bank = args.bank.with(args.against.as_deref().unwrap_or_default())?;
-    let other = args.reference.as_deref().map(|path| session::open(Some(path), &args.model.sidecar)).transpose()?;
+    let other =
+        args.reference.as_deref().map(|path| session::open(Some(path), &args.model.sidecar)).transpose()?;
     let model = other.as_ref().unwrap_or(model);
     let options = likelihood::options(bank.options(), &args.text);
     let mut session = session::load_with(model, &bank, options, args.quiet || args.json)?;
     let windows = args.text.windows(&session)?;
     let n_vocab = session.engine.model().n_vocab as usize;
     let kept = Path::new("(kept for the comparison)");
-    let failed = |e: std::io::Error| Failure::file("cannot keep the reference's predictions", &std::env::temp_dir(), &e);
-    let mut writer =
-        tempfile::tempfile().and_then(|file| Writer::new(file, Form::Exact, &windows, n_vocab)).map_err(failed)?;
-    windows.run(&mut session, args.quiet, &mut |row| writer.push(row.logits).map_err(failed), &mut || "reference".into())?;
+    let failed = |e: std::io::Error| {
+        Failure::file("cannot keep the reference's predictions", &std::env::temp_dir(), &e)
+    };
+    let mut writer = tempfile::tempfile()
+        .and_then(|file| Writer::new(file, Form::Exact, &windows, n_vocab))
+        .map_err(failed)?;
+    windows.run(&mut session, args.quiet, &mut |row| writer.push(row.logits).map_err(failed), &mut || {
+        "reference".into()
+    })?;
     let file = writer.finish().map_err(failed)?;
     session.finish()?;
     let name = match &args.against {
@@ -213,7 +224,9 @@ impl Sums {
         self.divergences.sort_by(f32::total_cmp);
         let sorted = &self.divergences;
         // The value that this share of all positions does not exceed.
-        let quantile = |share: f64| f64::from(sorted[((sorted.len() as f64 * share).ceil() as usize).clamp(1, sorted.len()) - 1]);
+        let quantile = |share: f64| {
+            f64::from(sorted[((sorted.len() as f64 * share).ceil() as usize).clamp(1, sorted.len()) - 1])
+        };
         let tokens = self.kl.count();
         Outcome {
             model,
@@ -262,7 +275,10 @@ fn table(o: &Outcome) -> String {
     row("same likeliest token", units::percent(o.same_top));
     let kl = &o.kl;
     row("KL divergence", format!("{:.6} ± {:.6}", kl.mean, kl.error));
-    row("", format!("median {:.6}, 90 % {:.6}, 99 % {:.6}, largest {:.6}", kl.median, kl.p90, kl.p99, kl.max));
+    row(
+        "",
+        format!("median {:.6}, 90 % {:.6}, 99 % {:.6}, largest {:.6}", kl.median, kl.p90, kl.p99, kl.max),
+    );
     let p = &o.probability_difference;
     let parts = [p.mean, p.rms, p.max].map(|x| format!("{:.3} %", 100.0 * x));
     row("probability of the text", format!("mean {}, RMS {}, largest {}", parts[0], parts[1], parts[2]));

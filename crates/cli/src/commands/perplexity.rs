@@ -22,7 +22,13 @@ pub(crate) struct Args {
     #[command(flatten)]
     text: TextArgs,
     /// Keep the predictions, to compare other runs with: `slotbank kl --base FILE`, and llama.cpp's --kl-divergence-base
-    #[arg(long, value_name = "FILE", conflicts_with = "stride", help_heading = "Output", alias = "kl-divergence-base")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with = "stride",
+        help_heading = "Output",
+        alias = "kl-divergence-base"
+    )]
     save_logits: Option<PathBuf>,
     /// Print the result as JSON
     #[arg(long, help_heading = "Output")]
@@ -104,7 +110,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
 }
 
 fn create(path: &std::path::Path, windows: &Windows, n_vocab: usize) -> Result<Writer, Failure> {
-    File::create(path).and_then(|file| Writer::new(file, Form::Shared, windows, n_vocab)).map_err(|e| unwritten(path, &e))
+    File::create(path)
+        .and_then(|file| Writer::new(file, Form::Shared, windows, n_vocab))
+        .map_err(|e| unwritten(path, &e))
 }
 
 fn unwritten(path: &std::path::Path, error: &std::io::Error) -> Failure {

@@ -87,7 +87,8 @@ impl Writer {
 
 /// One row in the shared form.
 fn pack(logits: &[f32], row: &mut Vec<u8>) {
-    let (min, max) = logits.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(min, max), &x| (min.min(x), max.max(x)));
+    let (min, max) =
+        logits.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(min, max), &x| (min.min(x), max.max(x)));
     let min = min.max(max - FLOOR);
     let scale = (max - min) / f32::from(u16::MAX);
     row.extend(scale.to_le_bytes());
@@ -136,7 +137,8 @@ impl Reader {
             return Err(bad(format!("{bytes} bytes are no header")));
         }
         input.read_exact(&mut head).map_err(failed)?;
-        let Some(form) = [Form::Shared, Form::Exact].into_iter().find(|form| form.magic() == &head[..8]) else {
+        let Some(form) = [Form::Shared, Form::Exact].into_iter().find(|form| form.magic() == &head[..8])
+        else {
             return Err(bad("it does not begin as one".into()));
         };
         let number = |i: usize| i32::from_le_bytes(head[8 + 4 * i..][..4].try_into().expect("four bytes"));
@@ -144,15 +146,19 @@ impl Reader {
             Ok(n) if n > 0 && n <= max => Ok(n),
             _ => Err(bad(format!("{} {what}", number(i)))),
         };
-        let (length, n_vocab) = (size(0, "tokens per window", WINDOW_MAX)?, size(1, "tokens in the vocabulary", VOCAB_MAX)?);
+        let (length, n_vocab) =
+            (size(0, "tokens per window", WINDOW_MAX)?, size(1, "tokens in the vocabulary", VOCAB_MAX)?);
         let count = size(2, "windows", i32::MAX as usize)?;
         if length < 4 {
             return Err(bad(format!("windows of {length} tokens")));
         }
         let rows = count as u64 * (length - 1 - length / 2) as u64;
-        let expected = 20 + 4 * count as u64 * length as u64 + rows.saturating_mul(form.row_bytes(n_vocab) as u64);
+        let expected =
+            20 + 4 * count as u64 * length as u64 + rows.saturating_mul(form.row_bytes(n_vocab) as u64);
         if expected != bytes {
-            return Err(bad(format!("it has {bytes} bytes, {count} windows of {length} tokens take {expected}")));
+            return Err(bad(format!(
+                "it has {bytes} bytes, {count} windows of {length} tokens take {expected}"
+            )));
         }
         let mut ids = vec![0; 4 * count * length];
         input.read_exact(&mut ids).map_err(failed)?;
@@ -216,8 +222,10 @@ mod tests {
     }
 
     fn written(form: Form) -> (File, Windows) {
-        let windows = Windows::over((0..19).map(|t| t % 7).collect(), 8, None, None, None).expect("two windows");
-        let mut writer = Writer::new(tempfile::tempfile().expect("a file"), form, &windows, 7).expect("a header");
+        let windows =
+            Windows::over((0..19).map(|t| t % 7).collect(), 8, None, None, None).expect("two windows");
+        let mut writer =
+            Writer::new(tempfile::tempfile().expect("a file"), form, &windows, 7).expect("a header");
         (0..windows.rows()).for_each(|row| writer.push(&logits(row)).expect("a row"));
         (writer.finish().expect("flushed"), windows)
     }

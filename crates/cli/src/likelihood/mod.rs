@@ -80,7 +80,8 @@ impl TextArgs {
         let tokens = match (&self.file, &self.tokens) {
             (Some(path), _) => {
                 let tokenizer = tokenizer(session)?;
-                let text = std::fs::read_to_string(path).map_err(|e| Failure::file("cannot read the text", path, &e))?;
+                let text = std::fs::read_to_string(path)
+                    .map_err(|e| Failure::file("cannot read the text", path, &e))?;
                 bos = tokenizer.bos().filter(|_| tokenizer.add_bos());
                 let mut tokens: Vec<u32> = bos.into_iter().collect();
                 tokens.extend(tokenizer.encode(&text, Specials::Plain)?);
@@ -116,10 +117,15 @@ impl Windows {
                 let what = format!("a stride of {stride} leaves no context in windows of {length} tokens");
                 return Err(Failure::usage(what, "give a smaller --stride or a larger -c"));
             }
-            Some(stride) => (stride, length - stride - 1, tokens.len().saturating_sub(length).div_ceil(stride)),
+            Some(stride) => {
+                (stride, length - stride - 1, tokens.len().saturating_sub(length).div_ceil(stride))
+            }
         };
         if length < 4 {
-            return Err(Failure::usage(format!("windows of {length} tokens are too short"), "give a larger -c"));
+            return Err(Failure::usage(
+                format!("windows of {length} tokens are too short"),
+                "give a larger -c",
+            ));
         }
         let count = chunks.map_or(count, |chunks| chunks.min(count));
         if count == 0 {
@@ -182,9 +188,12 @@ impl Windows {
                 row(Row { window, target: text[position + 1], logits })
             } else {
                 let at = window * self.step + position;
-                Err(Report::new(Class::Internal, format!("the logits after token {at} of the text are not finite"))
-                    .hint("verify the model files; if they are sound, please report this")
-                    .into())
+                Err(Report::new(
+                    Class::Internal,
+                    format!("the logits after token {at} of the text are not finite"),
+                )
+                .hint("verify the model files; if they are sound, please report this")
+                .into())
             };
         })?;
         session.warn();
@@ -255,7 +264,8 @@ mod tests {
         let strided = windows(35, 10, Some(4));
         // Windows at 0, 4, … of which the last ends before the text does; each predicts its last four tokens.
         assert_eq!((strided.first, strided.rows_per_window(), strided.count), (5, 4, 7));
-        let predicted: Vec<usize> = (0..strided.count).flat_map(|w| (6..10).map(move |j| w * 4 + j)).collect();
+        let predicted: Vec<usize> =
+            (0..strided.count).flat_map(|w| (6..10).map(move |j| w * 4 + j)).collect();
         assert_eq!(predicted, (6..34).collect::<Vec<_>>());
     }
 

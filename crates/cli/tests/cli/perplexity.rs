@@ -22,7 +22,8 @@ fn place() -> (Place, Vec<u32>) {
     let place = Place::new();
     silent().write(&place.path("m.gguf"));
     let tokens: Vec<u32> = (0..50).map(|i| (i * i * 7 + i * 3) % 288).collect();
-    std::fs::write(place.path("ids.json"), serde_json::to_string(&tokens).expect("numbers")).expect("written");
+    std::fs::write(place.path("ids.json"), serde_json::to_string(&tokens).expect("numbers"))
+        .expect("written");
     (place, tokens)
 }
 
@@ -42,7 +43,8 @@ fn windows_are_counted_as_by_hand() {
     let streamed = place.run("perplexity m.gguf --tokens ids.json -c 16 --json -q --bank 3").expect(0).json();
     assert_eq!(streamed, json);
     // Windows of 16 + 4, each counting its last 8.
-    let strided = place.run("perplexity m.gguf --tokens ids.json -c 16 --stride 8 --json -q").expect(0).json();
+    let strided =
+        place.run("perplexity m.gguf --tokens ids.json -c 16 --stride 8 --json -q").expect(0).json();
     assert_eq!((strided["window"].as_u64(), strided["windows"].as_u64()), (Some(20), Some(4)));
     assert_eq!(strided["tokens"].as_u64(), Some(32));
     let line = place.run("perplexity m.gguf --tokens ids.json -c 16 --chunks 1 -q").expect(0).stdout;
@@ -52,7 +54,12 @@ fn windows_are_counted_as_by_hand() {
 #[test]
 fn runs_that_compute_the_same_do_not_diverge() {
     let (place, _) = place();
-    let kl = |extra: &str| place.run_args(&[&["kl", "m.gguf", "-c", "16", "--json", "-q"], extra.split('|').collect::<Vec<_>>().as_slice()].concat());
+    let kl = |extra: &str| {
+        place.run_args(
+            &[&["kl", "m.gguf", "-c", "16", "--json", "-q"], extra.split('|').collect::<Vec<_>>().as_slice()]
+                .concat(),
+        )
+    };
     let same = kl("--tokens|ids.json|--bank|3|--against|--bank all --no-slot8").expect(0).json();
     assert_eq!((same["kl"]["max"].as_f64(), same["same_top"].as_f64()), (Some(0.0), Some(1.0)));
     assert_eq!(same["max_log_probability_difference"].as_f64(), Some(0.0));
@@ -75,7 +82,8 @@ fn kept_predictions_are_compared_with_later_runs() {
     assert_eq!((kept["windows"].as_u64(), kept["tokens"].as_u64()), (Some(3), Some(21)));
     let table = place.run("kl m.gguf --base base -q --shared-only").expect(0).stdout;
     assert!(table.contains("KL divergence") && table.contains("same likeliest token"), "{table}");
-    std::fs::write(place.path("bad"), &std::fs::read(place.path("base")).expect("readable")[..999]).expect("written");
+    std::fs::write(place.path("bad"), &std::fs::read(place.path("base")).expect("readable")[..999])
+        .expect("written");
     let error = place.run("kl m.gguf --base bad -q").expect(3).stderr;
     assert!(error.contains("bad file of predictions") && error.contains("999 bytes"), "{error}");
 }

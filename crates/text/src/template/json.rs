@@ -171,8 +171,12 @@ mod tests {
     fn nesting_and_order() {
         let value: Value =
             serde_json::from_str(r#"{"z":[1,2.0,null],"a":{"k":true},"e":[],"f":{}}"#).unwrap();
-        assert_eq!(dumps(&value, &Style::default()), r#"{"z": [1, 2.0, null], "a": {"k": true}, "e": [], "f": {}}"#);
-        let indented = Style { indent: Some("  ".into()), item: ",".into(), sort_keys: true, ..Style::default() };
+        assert_eq!(
+            dumps(&value, &Style::default()),
+            r#"{"z": [1, 2.0, null], "a": {"k": true}, "e": [], "f": {}}"#
+        );
+        let indented =
+            Style { indent: Some("  ".into()), item: ",".into(), sort_keys: true, ..Style::default() };
         assert_eq!(
             dumps(&value, &indented),
             "{\n  \"a\": {\n    \"k\": true\n  },\n  \"e\": [],\n  \"f\": {},\n  \"z\": [\n    1,\n    2.0,\n    null\n  ]\n}"

@@ -114,7 +114,11 @@ fn split(text: &str, from_end: bool, args: &[Value]) -> Result<Value, Error> {
         None => {
             let mut rest = text;
             loop {
-                rest = if from_end { rest.trim_end_matches(is_space) } else { rest.trim_start_matches(is_space) };
+                rest = if from_end {
+                    rest.trim_end_matches(is_space)
+                } else {
+                    rest.trim_start_matches(is_space)
+                };
                 let cut = if from_end { rest.rfind(is_space) } else { rest.find(is_space) };
                 let Some(at) = cut.filter(|_| parts.len() < most) else { break };
                 let width = rest[at..].chars().next().map_or(0, char::len_utf8);
@@ -136,7 +140,10 @@ fn split(text: &str, from_end: bool, args: &[Value]) -> Result<Value, Error> {
 /// `splitlines`: at every kind of line break.
 fn lines(text: &str, keep: bool) -> Value {
     let is_break = |char: char| {
-        matches!(char, '\n' | '\r' | '\u{b}' | '\u{c}' | '\u{1c}'..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}')
+        matches!(
+            char,
+            '\n' | '\r' | '\u{b}' | '\u{c}' | '\u{1c}'..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}'
+        )
     };
     let mut lines = Vec::new();
     let mut rest = text;
@@ -228,7 +235,7 @@ pub(super) fn namespace(defaults: Option<ValueOrKwargs>) -> Result<Value, Error>
         };
         fields.push((name, value));
     }
-    minijinja::functions::namespace(Some(fields.into_iter().collect::<Value>().into()))
+    minijinja::functions::namespace(Some(Value::from_pairs(fields).into()))
 }
 
 /// A list that can be changed.
@@ -277,7 +284,7 @@ fn frozen(value: &Value, depth: usize) -> Result<Value, Error> {
         }
         ValueKind::Map => {
             let pair = |key: Value| Ok((key.clone(), deeper(value.get_item(&key)?)?));
-            value.try_iter()?.map(pair).collect::<Result<Vec<(Value, Value)>, Error>>().map(Value::from_iter)
+            value.try_iter()?.map(pair).collect::<Result<Vec<(Value, Value)>, Error>>().map(Value::from_pairs)
         }
         _ => Ok(value.clone()),
     }
@@ -348,6 +355,21 @@ pub(super) fn is_sequence(value: &Value) -> bool {
 /// `is iterable`, which `none` is not.
 pub(super) fn is_iterable(value: &Value) -> bool {
     !value.is_none() && value.try_iter().is_ok()
+}
+
+/// `is callable`: functions, macros and the like.
+pub(super) fn is_callable(value: &Value) -> bool {
+    value.kind() == ValueKind::Plain
+}
+
+/// `| length`: that of an undefined value is 0.
+pub(super) fn length(value: &Value) -> Result<usize, Error> {
+    if value.is_undefined() { Ok(0) } else { minijinja::filters::length(value) }
+}
+
+/// `| first`: that of an undefined value is undefined.
+pub(super) fn first(value: &Value) -> Result<Value, Error> {
+    if value.is_undefined() { Ok(Value::UNDEFINED) } else { minijinja::filters::first(value) }
 }
 
 /// `| string`.

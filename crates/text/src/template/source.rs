@@ -38,7 +38,9 @@ fn with_reversals(source: &str) -> String {
         LazyLock::new(|| Regex::new(r"(?s)(\{#.*?#\})|(\{[%{])").expect("a constant"));
     let mut out = String::with_capacity(source.len());
     let (mut at, mut copied, mut inside) = (0, 0, false);
-    while let Some(found) = if inside { PART.captures_at(source, at) } else { OUTSIDE.captures_at(source, at) } {
+    while let Some(found) =
+        if inside { PART.captures_at(source, at) } else { OUTSIDE.captures_at(source, at) }
+    {
         let Some(whole) = found.get(0) else { break };
         at = whole.end();
         if !inside {
@@ -64,7 +66,10 @@ mod tests {
         for (source, adapted) in [
             ("{{ a[::-1] }}", "{{ a.__reversed__() }}"),
             ("{% for a in b[1:][ : :-1 ][0] %}", "{% for a in b[1:].__reversed__()[0] %}"),
-            ("a[::-1]{# [::-1] #}{{ '[::-1]' ~ \"\\\"[::-1]\" }}", "a[::-1]{# [::-1] #}{{ '[::-1]' ~ \"\\\"[::-1]\" }}"),
+            (
+                "a[::-1]{# [::-1] #}{{ '[::-1]' ~ \"\\\"[::-1]\" }}",
+                "a[::-1]{# [::-1] #}{{ '[::-1]' ~ \"\\\"[::-1]\" }}",
+            ),
             ("{{ '}}' }}[::-1]{{ \"{#\" }}[::-1]", "{{ '}}' }}[::-1]{{ \"{#\" }}[::-1]"),
             ("{{ {'a': {'b': 1}} }}[::-1]", "{{ {'a': {'b': 1}} }}[::-1]"),
             ("\r\n{{ a }}\r[::-1]", "\n{{ a }}\n[::-1]"),

@@ -7,10 +7,10 @@ use tokenizers::normalizers::NFC;
 use tokenizers::{Model, NormalizedString, Normalizer};
 
 use super::bytes::Alphabet;
+use super::library;
 use super::pretokenizer::{Form, PreTokenizer, Splitter};
 use super::scored::Scored;
 use super::vocabulary::Checked;
-use super::library;
 use crate::Error;
 
 /// What sentencepiece writes for a space.

@@ -98,8 +98,7 @@ impl Scored {
         }
         while let Some(Candidate { left, len, .. }) = queue.pop() {
             let (start, right) = (symbols[left].start, symbols[left].next);
-            let is_stale =
-                symbols[left].end == start || right == NONE || symbols[right].end - start != len;
+            let is_stale = symbols[left].end == start || right == NONE || symbols[right].end - start != len;
             if is_stale {
                 continue;
             }

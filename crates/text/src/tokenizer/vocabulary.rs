@@ -255,7 +255,8 @@ impl Checked {
     pub(super) fn bpe(&mut self, entry: &PreTokenizer) -> Result<BPE, Error> {
         let mut vocab: Vocab = self.mergeable().map(|(text, id)| (text.to_owned(), id)).collect();
         let is_long = |text: &String| text.chars().nth(1).is_some();
-        let has_words = || self.tokens.iter().zip(&self.kinds).any(|(text, kind)| *kind == Kind::Normal && is_long(text));
+        let has_words =
+            || self.tokens.iter().zip(&self.kinds).any(|(text, kind)| *kind == Kind::Normal && is_long(text));
         if self.merges.is_empty() && !entry.ignore_merges && has_words() {
             return Err(Error::NoMerges);
         }
