@@ -556,6 +556,8 @@ fn every_toy_of_these_families_is_tried() {
         assert!(folder.join(format!("{name}.json")).is_file(), "{name}");
     }
     let ours = ["qwen3moe", "glm4moe", "minimax-m2", "gpt-oss"];
-    let found = Listed::all().into_iter().filter(|f| ours.contains(&f.architecture())).map(|f| f.name);
-    assert_eq!(found.collect::<Vec<_>>().len(), FAMILIES.len());
+    // Those for the table of formats are not about the architecture.
+    let found =
+        Listed::all().into_iter().filter(|f| ours.contains(&f.architecture()) && !f.name.ends_with("_256"));
+    assert_eq!(found.count(), FAMILIES.len());
 }
