@@ -29,6 +29,7 @@ goldens:
     python3 tools/goldens/deepseek2_goldens.py
     python3 tools/goldens/quant_goldens.py tests/fixtures/quant
     python3 tools/goldens/tokenizer_goldens.py
+    python3 tools/goldens/template_goldens.py
 
 # Train the embedded demo model from nothing into WORK and put it in place (Python: tools/demo_model/README.md).
 demo WORK="/tmp/demo_train":

@@ -1,12 +1,13 @@
-"""Golden numbers for crates/text, made by Hugging Face's own code.
+"""Golden numbers for the tokenizers of crates/text, made by Hugging Face's own code.
 
-Trains a small byte-level BPE on the text below, encodes a nasty corpus with it under each pre-tokenizer of our table,
-and renders our test templates with transformers' Jinja environment. Everything is determined by the constants here.
+Trains a small byte-level BPE on the text below and encodes a nasty corpus with it under each pre-tokenizer of our table; then
+a BPE on characters, encoded as Gemma 4's tokenizer does and, with scores, as transformers does for sentencepiece models.
+Everything is determined by the constants here.
 
-    python tools/goldens/tokenizer_goldens.py        # writes tests/fixtures/tokenizer/*.json
+    python tools/goldens/tokenizer_goldens.py        # writes tests/fixtures/tokenizer/{bpe,characters}.json
 
-Needs tokenizers 0.23 and transformers 5 (for the templates). The expressions are spelled out a second time on purpose:
-a slip in the Rust table shows up as a difference.
+Needs tokenizers 0.23. The expressions are spelled out a second time on purpose: a slip in the Rust table shows up as a
+difference. compare_llama_tokens.py uses this file for real vocabularies.
 """
 
 import json
@@ -18,7 +19,6 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 OUT = ROOT / "tests" / "fixtures" / "tokenizer"
-TEMPLATES = ROOT / "crates" / "text" / "tests" / "templates"
 
 CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 TAIL = r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -68,6 +68,22 @@ PRE = {
         False,
         False,
     ),
+    # In the models' own files the last step of these two is Digits(individual_digits=True); `splitter` does the same.
+    "deepseek-llm": (
+        [
+            r"[\r\n]",
+            r"\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙὛὝὟ-\x{1F7D}ᾀ-ᾴ"
+            + r"ᾶ-ᾼ\x{1FBE}ῂ-ῄῆ-ῌῐ-\x{1FD3}ῖ-\x{1FDB}ῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤ\x{2126}ℨ\x{212A}-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏"
+            + r"𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃]+",
+            r"\s?[!-/:-~！-／：-～‘-‟　-。]+",
+            r"\s+$",
+            r"[一-龥ࠀ-一가-퟿]+",
+            "digits",
+        ],
+        False,
+        False,
+    ),
+    "deepseek-coder": ([r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", r"[一-龥ࠀ-一가-퟿]+", "digits"], False, False),
     "gpt-4o": ([cased("") + r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*" + TAIL], False, False),
     "minimax-m2": ([cased("") + r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*" + TAIL], False, False),
     "kimi-k2": (
@@ -147,6 +163,19 @@ CORPUS = [
     " " * 70 + "x" + " " * 70,
     "\n" * 40 + " \n" * 20 + "end",
     "ship" * 40 + "é" * 40 + "船" * 40,
+    "a\u0300\u0301b ﷺ שָׁלוֹם বাংলা ক্ষ ಕನ್ನಡ தமிழ் བོད་ཡིག ꦗꦮ",
+    "𝐀𝟏𝒃 𐐀𐐨 ＡＢｃ１２３！？ Ⴀⴀ Ჿ Ꭰꭰ ἈΑᾳ ϴ Ⅳ⑳㊿ ꯱꯲ ೧೨ 𑣠𑢠 𞤀",
+    "\u2029 \ua3e4 \u1680\u202f\u205f x\u000by\u000cz \u001c\u001d",
+    "▁ literal ▁▁ low▁line <0x41><0xE7> <0xe7> </s> <s> <unk> <pad>",
+    "| a | b |\n|---|--:|\n| 1 | 2 |\n\n- [ ] x\n  1. y\n> z\n```py\nx = [i**2 for i in range(10)]\n```\n",
+    '<a href="x&amp;y">&lt;b&gt;</a> {"k": [1, -2.5e-3, null], "é": "\\u00e9\\n"}\r\n\r\n\t}',
+    "<|im_start|>user\n<|im_end|><|channel|>analysis<|message|><｜User｜><｜tool▁calls▁begin｜>]~b]ai<|\"|>[INST] <start_of_turn>",
+    "!a #b $C 'd .E /f ~g !1 ! a \t!x\n!y ?!z …a «q» “r” 、s。t",
+    " 1 a1 1a 1,234.5 12345678901234567890 -1 +2 1e10 0x1F ٠١٢٣٤٥ 1٢3４ ½¾ ²³",
+    "x\n\ny\n \nz\n\t\n\n  w \r\r\n v\n\n\n\n\n\nu \n",
+    "\n\n\nhello\n\n \n\n",
+    "ĠĊ Ā ġ\u0120\u010a the GPT-2 alphabet itself",
+    "漢字かなカナｶﾅㄅㄆ한글ㄱㄴ〆〻豈更ﾃｽﾄ々〇〥㍿",
     "🏴\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f \u202eright to left\u202c",
 ]
 
@@ -188,24 +217,34 @@ def train():
 
 
 def splitter(expressions):
-    splits = [pre_tokenizers.Split(Regex(e), "isolated") for e in expressions]
+    splits = [
+        pre_tokenizers.Digits(individual_digits=True) if e == "digits" else pre_tokenizers.Split(Regex(e), "isolated")
+        for e in expressions
+    ]
     return pre_tokenizers.Sequence(splits + [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
 def build(tokens, types, merges, name, with_control):
+    """A byte-level tokenizer as the model's own tokenizer.json would describe it. Kinds are those of GGUF."""
     expressions, ignore_merges, nfc = PRE[name]
-    keep = {1, 3, 4} if with_control else {1, 4}
+    keep = {1, 2, 3, 4} if with_control else {1, 4}
     vocab = {token: i for i, (token, kind) in enumerate(zip(tokens, types)) if kind in keep}
-    pairs = [tuple(merge.split(" ")) for merge in merges]
+    pairs = [(merge[:cut], merge[cut + 1:]) for merge in merges for cut in [merge.index(" ", 1)]]
     tokenizer = Tokenizer(models.BPE(vocab, pairs, ignore_merges=ignore_merges))
     if nfc:
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = splitter(expressions)
     tokenizer.decoder = decoders.ByteLevel()
-    if with_control:
-        tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in CONTROL])
-    tokenizer.add_tokens([AddedToken(t, special=False, normalized=False) for t in USER_DEFINED])
+    add_special(tokenizer, tokens, types, with_control)
     return tokenizer
+
+
+def add_special(tokenizer, tokens, types, with_control):
+    control = [token for token, kind in zip(tokens, types) if kind in {2, 3} and token]
+    if with_control:
+        tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in control])
+    defined = [token for token, kind in zip(tokens, types) if kind == 4 and token]
+    tokenizer.add_tokens([AddedToken(t, special=False, normalized=False) for t in defined])
 
 
 def tokenizer_goldens():
@@ -229,19 +268,81 @@ def tokenizer_goldens():
     }
 
 
-def template_goldens():
-    import transformers
-    from transformers.utils.chat_template_utils import _compile_jinja_template
+# The table of the character-level vocabularies: kinds are those of GGUF (2 unknown, 3 control, 4 user-defined, 6 byte).
+HEAD = [("<pad>", 3), ("<eos>", 3), ("<bos>", 3), ("<unk>", 2), ("<|turn>", 3), ("<turn|>", 3), ("<|tool_call>", 4)]
+RUNS = ["\n\n", "\n\n\n", "\n\n\n\n", "<table>"]
 
-    cases = json.loads((TEMPLATES / "cases.json").read_text())
-    rows = []
-    for case in cases:
-        compiled = _compile_jinja_template((TEMPLATES / case["template"]).read_text())
-        variables = {"tools": None, "documents": None, "bos_token": "<s>", "eos_token": "</s>",
-                     "add_generation_prompt": case.get("add_generation_prompt", False)}
-        variables |= {k: case[k] for k in ("tools", "documents") if k in case} | case.get("variables", {})
-        rows.append({"name": case["name"], "text": compiled.render(messages=case["messages"], **variables)})
-    return {"origin": f"tools/goldens/tokenizer_goldens.py, transformers {transformers.__version__}", "rendered": rows}
+
+def train_characters():
+    """Tokens, kinds and merges; merged tokens are in the order in which they were learnt."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    # Words, as sentencepiece learns them: the space belongs to the word that follows.
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("▁+[^▁\n]*|[^▁\n]+|\n"), "isolated")
+    trainer = trainers.BpeTrainer(vocab_size=900, min_frequency=1, show_progress=False, limit_alphabet=150)
+    tokenizer.train_from_iterator([TRAINING], trainer)
+    model = json.loads(tokenizer.to_str())["model"]
+    learnt = [token for token, _ in sorted(model["vocab"].items(), key=lambda item: item[1])]
+    tokens = [token for token, _ in HEAD] + [f"<0x{byte:02X}>" for byte in range(256)] + RUNS
+    kinds = [kind for _, kind in HEAD] + [6] * 256 + [4] * len(RUNS)
+    merges = [tuple(pair) for pair in model["merges"]]
+    # Runs of spaces and of newlines, which the text above has too few of.
+    for pair in [("▁", "▁"), ("▁▁", "▁▁"), ("▁▁", "▁")]:
+        if "".join(pair) not in learnt:
+            learnt.append("".join(pair))
+            merges.append(pair)
+    tokens += learnt
+    kinds += [1] * len(learnt)
+    return tokens, kinds, merges
+
+
+def merges_from_scores(ids, scores):
+    """As transformers' converter for sentencepiece makes them: every pair of pieces that is a piece, best scores first."""
+    found = []
+    for piece in ids:
+        pairs = [(piece[:at], piece[at:]) for at in range(1, len(piece))]
+        pairs = [(left, right) for left, right in pairs if left in ids and right in ids]
+        found += [(scores[piece], ids[left], ids[right], left, right) for left, right in pairs]
+    found.sort(key=lambda row: (-row[0], row[1], row[2]))
+    return [(left, right) for *_, left, right in found]
+
+
+def build_characters(tokens, kinds, merges, scores, prefix, with_control):
+    """Gemma 4's tokenizer, or with scores that of a sentencepiece model (`legacy`: a space in front of each stretch)."""
+    ids = {token: i for i, (token, kind) in enumerate(zip(tokens, kinds)) if kind in {1, 2, 4, 6} or with_control}
+    if scores is not None:
+        pieces = {token: i for token, i in ids.items() if kinds[i] in {1, 4}}
+        merges = merges_from_scores(pieces, scores)
+    unk = next((token for token, kind in zip(tokens, kinds) if kind == 2), None)
+    tokenizer = Tokenizer(models.BPE(ids, merges, unk_token=unk, fuse_unk=True, byte_fallback=True))
+    steps = ([normalizers.Prepend("▁")] if prefix else []) + [normalizers.Replace(" ", "▁")]
+    tokenizer.normalizer = normalizers.Sequence(steps)
+    if scores is None:
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    add_special(tokenizer, tokens, kinds, with_control)
+    return tokenizer
+
+
+def character_goldens():
+    tokens, kinds, merges = train_characters()
+    # Markup that a file has as user-defined is out of a user's reach with us.
+    steering = [3 if token == "<|tool_call>" else kind for token, kind in zip(tokens, kinds)]
+    # Sentencepiece: the earlier a piece was learnt, the better. Exact in binary, so that files hold them exactly.
+    scores = {token: -0.25 * i for i, token in enumerate(tokens)}
+    corpus = nasty() + ["<bos><|turn>user\nhi<turn|>\n<|tool_call>call:f{}", "a <unk> b<unk>", "<table> <table", " \n\n\n\n\n x"]
+    goldens = {}
+    for name, prefix in [("gemma4", False), ("llama", True), ("llama, no prefix", False)]:
+        used = None if name == "gemma4" else scores
+        parse = build_characters(tokens, steering, merges, used, prefix, True)
+        plain = build_characters(tokens, steering, merges, used, prefix, False)
+        ids = [parse.encode(text, add_special_tokens=False).ids for text in corpus]
+        other = {str(i): plain.encode(text, add_special_tokens=False).ids for i, text in enumerate(corpus)}
+        goldens[name] = {"parse": ids, "plain_differs": {i: row for i, row in other.items() if row != ids[int(i)]}}
+    return {
+        "origin": f"tools/goldens/tokenizer_goldens.py, tokenizers {tokenizers.__version__}",
+        "tokens": tokens, "token_types": kinds, "merges": [" ".join(pair) for pair in merges],
+        "scores": [scores[token] for token in tokens], "corpus": corpus, "goldens": goldens,
+    }
 
 
 def write(name, value):
@@ -253,5 +354,4 @@ def write(name, value):
 
 if __name__ == "__main__":
     write("bpe.json", tokenizer_goldens())
-    if (TEMPLATES / "cases.json").exists():
-        write("templates.json", template_goldens())
+    write("characters.json", character_goldens())

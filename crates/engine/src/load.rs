@@ -10,7 +10,8 @@ use std::ops::Range;
 use files::{Checkpoint, Extent, GgmlType, Tensor};
 
 use crate::backend::{
-    Backend, Buf, CacheId, RopeId, RopeSpec, RoutedSpec, ScratchSpec, SelectionId, WeightId, WeightSpec,
+    Backend, Buf, CacheId, RopeId, RopeSpec, RoutedSpec, ScratchSpec, SelectionId, StateId, WeightId,
+    WeightSpec,
 };
 use crate::layers::router::Router;
 use crate::options::CacheType;
@@ -334,6 +335,34 @@ impl<'a> Loader<'a> {
         })
     }
 
+    /// A matrix made of some rows of a tensor of `n_rows` rows, in this order, as stored. `part` names them in messages.
+    pub(crate) fn gather(
+        &mut self,
+        name: &str,
+        part: &str,
+        [n_in, n_rows]: [usize; 2],
+        rows: impl Iterator<Item = Range<usize>>,
+    ) -> Result<WeightId, Error> {
+        let (tensor, format) = self.stack(name, n_in, n_rows)?;
+        let row_bytes = n_in / format.block_elements * format.block_bytes;
+        let rows: Vec<_> = rows.collect();
+        let n_out = rows.iter().map(Range::len).sum();
+        let spec = WeightSpec { name: format!("{name} ({part})"), format: format.id, n_in, n_out, count: 1 };
+        self.cut(spec, tensor, &|bytes, out| {
+            let mut out = out.chunks_exact_mut(row_bytes);
+            for (row, own) in rows.iter().cloned().flatten().zip(&mut out) {
+                own.copy_from_slice(&bytes[row * row_bytes..(row + 1) * row_bytes]);
+            }
+        })
+    }
+
+    /// A small matrix of `n_out` rows of `n_in`, of any type, transposed and in f32: `n_in` rows of `n_out`.
+    pub(crate) fn columns(&mut self, name: &str, n_in: usize, n_out: usize) -> Result<WeightId, Error> {
+        let values = self.read_values(self.tensor(name)?, n_in, n_out)?;
+        let turned: Vec<f32> = (0..values.len()).map(|i| values[i % n_out * n_in + i / n_out]).collect();
+        self.floats(name, n_out, n_in, &turned)
+    }
+
     /// A tensor that is to be cut, and its format.
     fn stack(
         &self,
@@ -390,6 +419,12 @@ impl<'a> Loader<'a> {
     pub(crate) fn cache(&mut self, rows: usize, width: usize, coarse: usize, ty: CacheType) -> CacheId {
         self.ledger.caches += rows as u64 * ty.row_bytes(width, coarse);
         self.backend.as_deref_mut().map_or(CacheId(u32::MAX), |b| b.cache(rows, width, coarse, ty))
+    }
+
+    /// See [`Backend::state`].
+    pub(crate) fn state(&mut self, len: usize, places: usize) -> StateId {
+        self.ledger.caches += crate::backend::cpu::state_bytes(len, places);
+        self.backend.as_deref_mut().map_or(StateId(u32::MAX), |b| b.state(len, places))
     }
 
     pub(crate) fn selection(&mut self, tokens: usize, top_k: usize, context: usize) -> SelectionId {

@@ -20,6 +20,11 @@ pub fn vocabulary(metadata: &Metadata) -> Result<Option<Vocabulary>, Error> {
         model: model.to_owned(),
         pre: metadata.str(&key("pre"))?.unwrap_or_default().to_owned(),
         tokens: strings("tokens")?,
+        scores: if model == "llama" {
+            metadata.f32s(&key("scores"))?.unwrap_or_default()
+        } else {
+            Vec::new()
+        },
         token_types: metadata.i32s(&key("token_type"))?.unwrap_or_default(),
         merges: strings("merges")?,
         bos: id("bos_token_id")?,
@@ -28,7 +33,9 @@ pub fn vocabulary(metadata: &Metadata) -> Result<Option<Vocabulary>, Error> {
         eom: id("eom_token_id")?,
         unk: id("unknown_token_id")?,
         pad: id("padding_token_id")?,
+        fim: [id("fim_pad_token_id")?, id("fim_rep_token_id")?, id("fim_sep_token_id")?],
         add_bos: metadata.bool(&key("add_bos_token"))?,
+        add_space_prefix: metadata.bool(&key("add_space_prefix"))?,
         chat_template: metadata.str("tokenizer.chat_template")?.map(str::to_owned),
     }))
 }

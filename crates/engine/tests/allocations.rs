@@ -53,8 +53,8 @@ const WARM_UP: usize = 24;
 const COUNTED: usize = 40;
 
 /// Allocations of `COUNTED` single-token passes after a prompt and `WARM_UP` of them.
-fn allocations_per_run(engine: &mut Engine, vocab: u32) -> (u64, u64) {
-    let tokens = tokens("allocations", 20 + WARM_UP + COUNTED, vocab);
+fn allocations_per_run(engine: &mut Engine) -> (u64, u64) {
+    let tokens = tokens("allocations", 20 + WARM_UP + COUNTED, engine.model().n_vocab.min(80));
     let mut sequence = engine.new_sequence().expect("a free sequence");
     let (mut sum, mut before, mut misses) = (0.0, 0, 0);
     engine
@@ -93,7 +93,7 @@ fn decoding_allocates_nothing() {
         (EngineOptions { attention: AttentionMode::Recent, threads: Some(1), ..floor() }, true),
     ] {
         let what = format!("{options:?}");
-        let (allocations, misses) = allocations_per_run(&mut model.load(options), 96);
+        let (allocations, misses) = allocations_per_run(&mut model.load(options));
         assert_eq!(misses > 0, streams, "{what}: {misses} misses");
         assert_eq!(allocations, 0, "{what}: in {COUNTED} tokens with {misses} misses");
     }
@@ -105,7 +105,7 @@ fn decoding_without_an_indexer_allocates_nothing() {
     let model = OnDisk::gguf(&Toy::wide_deepseek2(Types::all(GgmlType::Q8_0)));
     let floor = EngineOptions { bank: BankSize::SlotsPerLayer(3), ..exact() };
     for options in [exact(), EngineOptions { threads: Some(3), cache_type: CacheType::F16, ..floor }] {
-        assert_eq!(allocations_per_run(&mut model.load(options), 96).0, 0);
+        assert_eq!(allocations_per_run(&mut model.load(options)).0, 0);
     }
 }
 
@@ -118,7 +118,20 @@ fn decoding_with_grouped_queries_allocates_nothing() {
         let floor = EngineOptions { bank: BankSize::SlotsPerLayer(4), ..exact() };
         let small = EngineOptions { threads: Some(3), cache_type: CacheType::Q8, ..floor.clone() };
         for options in [exact(), floor, small] {
-            assert_eq!(allocations_per_run(&mut model.load(options), 80).0, 0, "{name}");
+            assert_eq!(allocations_per_run(&mut model.load(options)).0, 0, "{name}");
+        }
+    }
+}
+
+/// States of sequences are copied and written in place.
+#[test]
+fn decoding_with_states_allocates_nothing() {
+    let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    for name in ["qwen35moe", "qwen3next_legacy"] {
+        let model = listed(&Listed::named(name), &Types::all(GgmlType::Q8_0));
+        let floor = EngineOptions { bank: BankSize::SlotsPerLayer(4), snapshots: 1, ..exact() };
+        for options in [exact(), EngineOptions { threads: Some(3), cache_type: CacheType::F16, ..floor }] {
+            assert_eq!(allocations_per_run(&mut model.load(options)).0, 0, "{name}");
         }
     }
 }

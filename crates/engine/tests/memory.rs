@@ -135,6 +135,31 @@ fn keys_and_values_are_planned_as_they_are_allocated() {
     }
 }
 
+#[test]
+fn planned_states_are_allocated_states() {
+    let _alone = alone();
+    for name in ["qwen35moe", "qwen3next_legacy"] {
+        let model = listed(&Listed::named(name), &Types::all(GgmlType::Q8_0));
+        let checkpoint = model.open();
+        let mut cache_bytes = Vec::new();
+        for snapshots in [0, 1, 3] {
+            for options in [exact(), EngineOptions { ubatch: 1, threads: Some(5), ..exact() }] {
+                let options = EngineOptions { snapshots, ..options };
+                let what = format!("{name}, {options:?}");
+                let plan = Engine::plan(&checkpoint, &options).unwrap_or_else(|e| panic!("{what}: {e}"));
+                let mut engine = Engine::load(&checkpoint, options).unwrap_or_else(|e| panic!("{what}: {e}"));
+                assert_eq!(engine.stats().allocated_bytes, plan.total_bytes, "{what}");
+                run(&mut engine, &tokens("memory", 60, 64), &[50, 1]);
+                assert_eq!(engine.stats().allocated_bytes, plan.total_bytes, "{what}");
+                cache_bytes.push(plan.rows.iter().find(|row| row.name == "cache").expect("a row").bytes);
+            }
+        }
+        // The step's two copies and one per snapshot, whatever the context.
+        let one = cache_bytes[2] - cache_bytes[0];
+        assert!(one > 0 && cache_bytes[4] - cache_bytes[0] == 3 * one, "{name}: {cache_bytes:?}");
+    }
+}
+
 /// Every buffer may be longer than planned by its alignment: a page, or 2 MiB where it is at least that long, which in these
 /// toys only the bank's regions are.
 fn aligned_slack(plan: &slotbank_engine::MemoryPlan) -> i64 {

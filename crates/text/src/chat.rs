@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::template::json;
 use crate::{ChatTemplate, Error, RenderOptions, Tokenizer};
 
 /// Who speaks.
@@ -84,7 +85,7 @@ pub struct Function {
     /// Its name.
     pub name: String,
     /// Its arguments. Clients send a string holding a JSON object, templates walk a mapping: a string that parses
-    /// as an object becomes that object when the template is rendered.
+    /// as an object becomes that object when the template is rendered, unless the template wants text.
     #[serde(default)]
     pub arguments: Value,
 }
@@ -123,7 +124,7 @@ impl Message {
     }
 
     /// Runs `change` over every string of the message that somebody other than the template wrote.
-    fn map_strings(&mut self, change: &dyn Fn(&mut String)) {
+    pub(crate) fn map_strings(&mut self, change: &dyn Fn(&mut String)) {
         if let Role::Other(role) = &mut self.role {
             change(role);
         }
@@ -138,7 +139,6 @@ impl Message {
             change(text);
         }
         for call in self.tool_calls.iter_mut().flatten() {
-            call.parse_arguments();
             call.id.iter_mut().for_each(change);
             change(&mut call.kind);
             change(&mut call.function.name);
@@ -155,6 +155,14 @@ impl ToolCall {
             && let Ok(object @ Value::Object(_)) = serde_json::from_str(text)
         {
             self.function.arguments = object;
+        }
+    }
+
+    /// Turns arguments that are no text into JSON text.
+    pub(crate) fn spell_arguments(&mut self) {
+        if !matches!(self.function.arguments, Value::String(_) | Value::Null) {
+            let text = json::dumps(&self.function.arguments, &json::Style::default());
+            self.function.arguments = Value::String(text);
         }
     }
 }
@@ -192,12 +200,10 @@ pub fn encode(
             *text = shielded;
         }
     };
-    let mut messages = messages.to_vec();
-    messages.iter_mut().for_each(|message| message.map_strings(&shield));
     let mut options = options.clone();
     for list in [&mut options.tools, &mut options.documents].into_iter().flatten() {
         list.iter_mut().for_each(|value| map_json(value, &shield));
     }
     options.variables.values_mut().for_each(|value| map_json(value, &shield));
-    tokenizer.encode_shielded(&template.render(&messages, &options)?)
+    tokenizer.encode_shielded(&template.render_changed(messages, &options, &shield)?)
 }

@@ -6,7 +6,7 @@
 #[non_exhaustive]
 pub enum Error {
     /// The kind of tokenizer (`tokenizer.ggml.model`) is not one this build can run.
-    #[error("tokenizer model `{model}` is not supported: only `gpt2` (byte-level bpe) is")]
+    #[error("tokenizer model `{}` is not supported; `gpt2`, `gemma4` and `llama` are", model.escape_debug())]
     UnsupportedModel {
         /// The file's value.
         model: String,
@@ -35,6 +35,14 @@ pub enum Error {
         /// Length of the token list.
         tokens: usize,
     },
+    /// `tokenizer.ggml.scores`, which this kind of tokenizer merges by, does not go with `tokenizer.ggml.tokens`.
+    #[error("tokenizer.ggml.scores has {scores} entries for {tokens} tokens")]
+    Scores {
+        /// Length of the list of scores.
+        scores: usize,
+        /// Length of the token list.
+        tokens: usize,
+    },
     /// One token of the vocabulary is unusable.
     #[error("token {id} of tokenizer.ggml.tokens: {reason}")]
     Token {
@@ -51,6 +59,9 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// There are tokens of several characters and no merges that lead to them.
+    #[error("tokenizer.ggml.merges is missing or empty, so text would fall apart into single characters")]
+    NoMerges,
     /// A special token's id lies outside the vocabulary.
     #[error("{key} is {id}, but the vocabulary has {n_vocab} tokens")]
     TokenId {
@@ -141,8 +152,10 @@ impl Error {
             Self::UnsupportedModel { .. } | Self::UnknownPreTokenizer { .. } => Fault::Unsupported,
             Self::TooMany { .. }
             | Self::TokenTypes { .. }
+            | Self::Scores { .. }
             | Self::Token { .. }
             | Self::Merge { .. }
+            | Self::NoMerges
             | Self::TokenId { .. }
             | Self::MissingBos
             | Self::Template { .. }
@@ -163,8 +176,10 @@ impl Error {
                 crate::tokenizer::pretokenizer::names().collect::<Vec<_>>().join(", ")
             )),
             Self::TokenTypes { .. }
+            | Self::Scores { .. }
             | Self::Token { .. }
             | Self::Merge { .. }
+            | Self::NoMerges
             | Self::TokenId { .. }
             | Self::MissingBos => {
                 Some("the tokenizer in this file is damaged; download or convert it again".into())

@@ -31,6 +31,11 @@ pub struct Buf(pub u32);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CacheId(pub u32);
 
+/// Numbers that a layer carries from token to token: one per sequence, layer and kind. Other than cached rows they cannot be cut back
+/// to an earlier position, hence [`StateChange`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StateId(pub u32);
+
 /// The positions each token of the step attends to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SelectionId(pub u32);
@@ -156,12 +161,31 @@ pub struct ScratchSpec {
     pub cache_width: usize,
     /// Heads that share keys in [`Backend::attention_kv`], and elements of a key and of a value; zeros where it does not run.
     pub kv: [usize; 3],
+    /// Elements of a head of the delta rule; 0 where it does not run.
+    pub delta: usize,
     /// Heads of the indexer; 0 where it does not run.
     pub index_heads: usize,
     /// Elements of an index key.
     pub index_head_dim: usize,
     /// Tokens that the routed experts take at most, and elements of each.
     pub routed: [usize; 2],
+}
+
+impl ScratchSpec {
+    /// Enough for either.
+    pub fn max(self, other: Self) -> Self {
+        Self {
+            rows: self.rows.max(other.rows),
+            row: self.row.max(other.row),
+            heads: self.heads.max(other.heads),
+            cache_width: self.cache_width.max(other.cache_width),
+            kv: std::array::from_fn(|i| self.kv[i].max(other.kv[i])),
+            delta: self.delta.max(other.delta),
+            index_heads: self.index_heads.max(other.index_heads),
+            index_head_dim: self.index_head_dim.max(other.index_head_dim),
+            routed: std::array::from_fn(|i| self.routed[i].max(other.routed[i])),
+        }
+    }
 }
 
 /// How each token's positions are chosen in one layer.
@@ -235,6 +259,67 @@ pub struct KvAttention {
     /// Which positions; made by [`Backend::select`].
     pub selection: SelectionId,
     /// `[tokens, n_heads, value_dim]`.
+    pub out: View,
+}
+
+/// What happens to a [`StateId`] between operations. A step works on a copy, so that one that ends half way has changed nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StateChange {
+    /// Zeros: a sequence begins.
+    Clear,
+    /// A step begins, where the last finished one ended.
+    Begin,
+    /// The step is through all layers: what it left is the state now.
+    Finish,
+    /// Copies the state to one of its places.
+    Save(usize),
+    /// Copies it back.
+    Restore(usize),
+}
+
+/// Which key head a value head of [`GatedDelta`] goes with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyHead {
+    /// Value head `j` with key head `j mod k_heads`.
+    Tiled,
+    /// Value head `j` with key head `j / (v_heads / k_heads)`.
+    Grouped,
+}
+
+impl KeyHead {
+    /// The key head of value head `j`.
+    pub fn of(self, j: usize, [k_heads, v_heads]: [usize; 2]) -> usize {
+        match self {
+            Self::Tiled => j % k_heads,
+            Self::Grouped => j / (v_heads / k_heads),
+        }
+    }
+}
+
+/// Operands of the gated delta rule: see `kernels::ops::delta_rows`.
+#[derive(Debug, Clone, Copy)]
+pub struct GatedDelta {
+    /// `[v_heads, head_dim, head_dim]`, per value head a row for each element of the values.
+    pub state: StateId,
+    /// `[tokens, (2 k_heads + v_heads) * head_dim]`: queries, keys and values. Queries and keys are normed here.
+    pub qkv: View,
+    /// `[tokens, v_heads]`: its sigmoid is how much of the error is corrected.
+    pub beta: View,
+    /// `[tokens, v_heads]`: `e^(rate * softplus(alpha + bias))` is what is left of the state.
+    pub alpha: View,
+    /// `[v_heads]`; see `alpha`.
+    pub bias: WeightId,
+    /// `[v_heads]`, negative; see `alpha`.
+    pub rate: WeightId,
+    /// Heads of queries and keys; divides `v_heads`.
+    pub k_heads: usize,
+    /// Heads of values.
+    pub v_heads: usize,
+    /// Elements of every head.
+    pub head_dim: usize,
+    /// Which key goes with a value.
+    pub key_head: KeyHead,
+    /// `[tokens, v_heads * head_dim]`.
     pub out: View,
 }
 
@@ -315,6 +400,8 @@ pub trait Backend: Send {
     fn buffer(&mut self, len: usize) -> Buf;
     /// `rows` cached rows of `width` elements, of which the first `coarse` may be rounded to 8 bits.
     fn cache(&mut self, rows: usize, width: usize, coarse: usize, ty: CacheType) -> CacheId;
+    /// A state of `len` zeros, with room for `places` copies of it.
+    fn state(&mut self, len: usize, places: usize) -> StateId;
     /// Room for the selections of `tokens` tokens of up to `top_k` positions; `context` bounds the scores.
     fn selection(&mut self, tokens: usize, top_k: usize, context: usize) -> SelectionId;
     /// A rotary embedding and room for the angles of a step.
@@ -360,6 +447,17 @@ pub trait Backend: Send {
     fn soft_cap(&mut self, x: View, cap: f32, width: usize, rows: usize);
     /// `gate[t] = act(gate[t]) * up[t]`.
     fn glu(&mut self, activation: Glu, gate: View, up: View, width: usize, rows: usize);
+
+    /// `x[t] *= sigmoid(gate[t])`, rows of `width`; a gate row is as wide, or one element for all (`gate_width`).
+    fn sigmoid_mul(&mut self, x: View, width: usize, gate: View, gate_width: usize, rows: usize);
+
+    /// See [`StateChange`].
+    fn change_state(&mut self, state: StateId, change: StateChange);
+    /// Causal convolution of every channel over the rows and the ones before them, which `state` holds, then SiLU; `taps` is
+    /// `[kernel, channels]`, the newest row's last.
+    fn conv_silu(&mut self, state: StateId, taps: WeightId, x: View, rows: usize, out: View);
+    /// The gated delta rule over the rows, in order, from what `state` holds.
+    fn gated_delta(&mut self, delta: &GatedDelta, rows: usize);
 
     /// Stores rows at positions `start..start + rows`.
     fn append(&mut self, cache: CacheId, x: View, start: usize, rows: usize);

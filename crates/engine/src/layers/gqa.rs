@@ -10,6 +10,8 @@ use crate::backend::{
     Backend, Buf, CacheId, Heads, KvAttention, RopeId, ScratchSpec, Select, SelectionId, View, WeightId,
 };
 use crate::keys::Keys;
+use crate::layers::rope::RopeConfig;
+use crate::layers::trunk::{Mixer, Sizes};
 use crate::load::Loader;
 use crate::models::{Rows, Step};
 
@@ -79,25 +81,14 @@ pub(crate) fn shortest_head(layers: &[GqaConfig]) -> usize {
     layers.iter().map(|c| c.head_dim).min().unwrap_or(0)
 }
 
-/// What operations on `rows` rows need, where a layer's widest feed-forward block is `ffn_width`.
-pub(crate) fn scratch(
-    layers: &[GqaConfig],
-    [batch, ubatch]: [usize; 2],
-    hidden_size: usize,
-    ffn_width: usize,
-) -> ScratchSpec {
+/// What operations on `rows` rows need.
+pub(crate) fn scratch(layers: &[GqaConfig], [_, ubatch]: [usize; 2]) -> ScratchSpec {
     let widest = layers.iter().flat_map(GqaConfig::widths).max().unwrap_or(0);
     let kv = layers.iter().fold([0; 3], |[heads, key, value], c| {
         let group = c.num_attention_heads / c.num_key_value_heads;
         [heads.max(group), key.max(c.head_dim), value.max(c.v_head_dim)]
     });
-    ScratchSpec {
-        rows: ubatch,
-        row: widest.max(hidden_size).max(ffn_width),
-        kv,
-        routed: [batch, hidden_size],
-        ..ScratchSpec::default()
-    }
+    ScratchSpec { rows: ubatch, row: widest, kv, ..ScratchSpec::default() }
 }
 
 /// Cached state of one sequence in one layer. Keys are stored normed and rotated.
@@ -228,9 +219,9 @@ pub(crate) struct Gqa {
     pub(crate) query: Linear,
     pub(crate) key: Linear,
     pub(crate) value: Linear,
-    norm: QkNorm,
+    pub(crate) norm: QkNorm,
     /// Weights of the norms of queries and of keys.
-    norms: Option<[WeightId; 2]>,
+    pub(crate) norms: Option<[WeightId; 2]>,
     /// `[heads]`, where softmax has them.
     sinks: Option<WeightId>,
     pub(crate) output: Linear,
@@ -275,11 +266,6 @@ impl Gqa {
             sinks: None,
             output: Linear::load(loader, &name("output"), context, hidden)?,
         })
-    }
-
-    /// The same with a score per head `[heads]` that takes its share of the softmax.
-    pub(crate) fn with_sinks(self, sinks: WeightId) -> Self {
-        Self { sinks: Some(sinks), ..self }
     }
 
     /// `out = attention(x)` of the wanted rows, and the keys and values of all; `x` is the normed layer input, rows of `hidden_size`.
@@ -399,6 +385,90 @@ impl Gqa {
             out,
         };
         b.attention_kv(&attention, rows.wanted());
+    }
+}
+
+/// The attention of a model whose layers all have it: weights, scratch and what sequences leave.
+pub(crate) struct GqaLayers {
+    configs: Vec<GqaConfig>, // [layers]
+    layers: Vec<Gqa>,
+    state: GqaState,
+    rope: RopeId,
+    ubatch: usize,
+    /// All positions, and after that the window where a layer has one.
+    spans: Vec<Spans>,
+    /// Which of them a layer sees.
+    span_of: Vec<usize>, // [layers]
+    caches: Vec<Vec<KvCache>>, // [sequences][layers]
+}
+
+impl GqaLayers {
+    /// `norm` says what a layer norms queries and keys over.
+    pub(crate) fn load(
+        loader: &mut Loader<'_>,
+        configs: Vec<GqaConfig>,
+        rope: &RopeConfig,
+        sizes: Sizes,
+        norm: impl Fn(&Loader<'_>, u32) -> QkNorm,
+    ) -> Result<Self, Error> {
+        let mut layers = Vec::with_capacity(configs.len());
+        for (layer, c) in (0..).zip(&configs) {
+            let norm = norm(loader, layer);
+            layers.push(Gqa::load(loader, layer, c, norm)?);
+        }
+        let ubatch = sizes.rows[1];
+        Ok(Self {
+            layers,
+            state: GqaState::new(loader, &configs, ubatch),
+            rope: loader.rope_table(&rope.spec(ubatch)),
+            ubatch,
+            spans: vec![Spans::new(loader, Select::All, sizes.rows)],
+            span_of: vec![0; configs.len()],
+            caches: vec![configs.iter().map(|c| KvCache::new(loader, c, sizes.context)).collect()],
+            configs,
+        })
+    }
+
+    /// With a window of so many positions, the token's own among them, in the layers that say so.
+    pub(crate) fn with_window(
+        mut self,
+        loader: &mut Loader<'_>,
+        positions: usize,
+        windowed: &[bool],
+        sizes: Sizes,
+    ) -> Self {
+        self.spans.push(Spans::new(loader, Select::Recent(positions), sizes.rows));
+        self.span_of = windowed.iter().map(|&windowed| usize::from(windowed)).collect();
+        self
+    }
+
+    /// With a score per head, in every layer, that takes its share of the softmax.
+    pub(crate) fn with_sinks(mut self, loader: &mut Loader<'_>) -> Result<Self, Error> {
+        for (layer, gqa) in self.layers.iter_mut().enumerate() {
+            let name = format!("blk.{layer}.attn_sinks.weight");
+            gqa.sinks = Some(loader.vector(&name, gqa.c.num_attention_heads)?);
+        }
+        Ok(self)
+    }
+}
+
+impl Mixer for GqaLayers {
+    fn sequences(&self) -> usize {
+        self.caches.len()
+    }
+
+    fn scratch(&self, rows: [usize; 2]) -> ScratchSpec {
+        scratch(&self.configs, rows)
+    }
+
+    fn begin(&self, step: &mut Step<'_>) {
+        self.spans.iter().for_each(|spans| spans.select(step, self.ubatch));
+    }
+
+    fn forward(&self, step: &mut Step<'_>, layer: usize, part: usize, x: View, rows: Rows, y: View) {
+        let (cache, selection) =
+            (self.caches[step.slot][layer], self.spans[self.span_of[layer]].selections[part]);
+        self.layers[layer].forward(step.backend, &self.state, self.rope, cache, selection, x, rows, y);
     }
 }
 

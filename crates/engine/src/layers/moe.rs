@@ -17,7 +17,7 @@ use crate::layers::lookahead::Lookahead;
 use crate::layers::oracle::Oracle;
 use crate::layers::router::{Gating, Router, RouterConfig, RouterState, route, weigh};
 use crate::load::Loader;
-use crate::models::{Rows, Step};
+use crate::models::{ModelInfo, Rows, Step};
 use crate::options::{Prefetch, Routing};
 use crate::packed;
 use crate::{EngineOptions, Error};
@@ -93,6 +93,12 @@ impl MoeConfig {
             n_shared_experts: keys.size_or("expert_shared_count", 0)?,
             activation: Glu::Silu,
         })
+    }
+
+    /// What a model says of its experts, the layers aside.
+    pub(crate) fn describe(&self, info: &mut ModelInfo) {
+        info.n_experts = self.router.n_experts as u32;
+        info.top_k = self.router.top_k as u32;
     }
 
     /// Width of the shared experts together.

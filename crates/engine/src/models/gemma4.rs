@@ -11,7 +11,7 @@ use files::Checkpoint;
 use kernels::ops::{Glu, Pairing};
 
 use super::{Architecture, Model, ModelInfo, Step, no_indexer, planned_context};
-use crate::backend::{Backend, Buf, RopeId, RopeSpec, Select, SelectionId, View, WeightId};
+use crate::backend::{Backend, Buf, RopeId, RopeSpec, ScratchSpec, Select, SelectionId, View, WeightId};
 use crate::keys::Keys;
 use crate::layers::ffn::{Ffn, FfnState};
 use crate::layers::gqa::{self, Gqa, GqaConfig, GqaState, KvCache, QkNorm, Spans};
@@ -285,7 +285,13 @@ impl State {
         let factors = if loader.has(FACTORS) { Some(loader.read_once(FACTORS, pairs)?) } else { None };
         let ropes = [c.rope_spec(Kind::Full, factors, ubatch), c.rope_spec(Kind::Sliding, None, ubatch)];
         let width = c.intermediate_size.iter().copied().max().unwrap_or(0);
-        loader.scratch(&gqa::scratch(&c.gqa, rows, c.hidden_size, width));
+        let around = ScratchSpec {
+            rows: ubatch,
+            row: c.hidden_size.max(width),
+            routed: [batch, c.hidden_size],
+            ..ScratchSpec::default()
+        };
+        loader.scratch(&gqa::scratch(&c.gqa, rows).max(around));
         let spans = [Select::All, Select::Recent(c.sliding_window)];
         Ok(Self {
             ubatch,

@@ -5,7 +5,7 @@ use std::ops::Range;
 use experts::{Bank, Counters};
 use files::Checkpoint;
 
-use crate::backend::Backend;
+use crate::backend::{Backend, StateId};
 use crate::load::Loader;
 use crate::options::{AttentionMode, Prefetch};
 use crate::{Dump, EngineOptions, Error, Want};
@@ -19,7 +19,7 @@ macro_rules! architectures {
     };
 }
 
-architectures! { deepseek2, gemma4, glm4moe, glm_dsa, gpt_oss, minimax_m2, qwen3moe }
+architectures! { deepseek2, gemma4, glm4moe, glm_dsa, gpt_oss, minimax_m2, qwen35moe, qwen3moe, qwen3next }
 
 /// One row of the table.
 pub(crate) struct Architecture {
@@ -125,6 +125,10 @@ pub(crate) trait Model: Send {
     fn info(&self) -> &ModelInfo;
     /// Sequences planned at load.
     fn sequences(&self) -> usize;
+    /// What sequence `slot` carries from token to token beside its cached rows. A step that succeeds has run each of them over all rows.
+    fn states(&self, _slot: usize) -> &[StateId] {
+        &[]
+    }
     fn forward(&mut self, step: &mut Step<'_>) -> Result<(), Error>;
     /// Lets somebody else guess the next experts from now on, who has seen nothing yet. Never to or from an oracle.
     fn set_prefetch(&mut self, prefetch: Prefetch);

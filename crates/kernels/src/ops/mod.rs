@@ -51,6 +51,8 @@ macro_rules! fused {
 
 mod attention;
 mod axpy;
+mod conv;
+mod delta;
 mod dot;
 mod exp;
 mod glu;
@@ -69,16 +71,20 @@ mod top_k;
 mod x86;
 #[cfg(target_arch = "x86_64")]
 mod x86_attention;
+#[cfg(target_arch = "x86_64")]
+mod x86_delta;
 
 pub use attention::{ATTENTION_CHUNK, Chunk, Running, attend_chunk, attend_finish, padded};
 pub use axpy::axpy;
+pub use conv::conv_silu;
+pub use delta::{DeltaTokens, delta_decay, delta_rows};
 pub use dot::{dot, reduce, sum};
 pub use exp::exp;
 pub use glu::Glu;
 pub use hadamard::hadamard;
 pub use half::{f16_to_f32, f32_to_f16, narrow, widen};
 pub use index::{INDEX_PANEL, index_panel, index_scores};
-pub use norm::{layer_norm, rms_norm};
+pub use norm::{l2_norm, layer_norm, rms_norm};
 pub use q8::{Q8_BLOCK, q8_decode, q8_encode};
 pub use rope::{Pairing, Rope, Yarn, rope_halves, rope_interleaved, yarn_mscale};
 pub use silu::{sigmoid, silu, silu_mul};

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use serde_json::Value;
 
 /// The arguments of `json.dumps`.
-pub(super) struct Style {
+pub(crate) struct Style {
     pub(super) ascii: bool,
     pub(super) sort_keys: bool,
     pub(super) indent: Option<String>,
@@ -15,8 +15,15 @@ pub(super) struct Style {
     pub(super) key: String,
 }
 
+impl Default for Style {
+    /// What `json.dumps(value, ensure_ascii=False)` writes.
+    fn default() -> Self {
+        Self { ascii: false, sort_keys: false, indent: None, item: ", ".into(), key: ": ".into() }
+    }
+}
+
 /// `value` in that style.
-pub(super) fn dumps(value: &Value, style: &Style) -> String {
+pub(crate) fn dumps(value: &Value, style: &Style) -> String {
     let mut out = String::new();
     write_value(&mut out, value, style, 0);
     out
@@ -78,7 +85,18 @@ fn write_list<T>(
     out.push(close);
 }
 
-/// Python's `repr` of a float: shortest digits, an exponent below 1e-4 and from 1e16.
+/// Python's `repr` of a float.
+pub(super) fn float(float: f64) -> String {
+    let mut out = String::new();
+    match float {
+        _ if float.is_nan() => out.push_str("nan"),
+        _ if float.is_infinite() => out.push_str(if float > 0.0 { "inf" } else { "-inf" }),
+        _ => write_float(&mut out, float),
+    }
+    out
+}
+
+/// Shortest digits, an exponent below 1e-4 and from 1e16.
 fn write_float(out: &mut String, float: f64) {
     let size = float.abs();
     if size != 0.0 && !(1e-4..1e16).contains(&size) {
@@ -106,7 +124,8 @@ fn write_string(out: &mut String, text: &str, ascii: bool) {
             '\u{8}' => out.push_str("\\b"),
             '\u{c}' => out.push_str("\\f"),
             '\0'..='\u{1f}' => write_escape(out, char),
-            '\u{7f}'.. if ascii => write_escape(out, char),
+            // The mark of shielded text is no character of it.
+            '\u{7f}'.. if ascii && char != crate::tokenizer::SHIELD => write_escape(out, char),
             _ => out.push(char),
         }
     }
@@ -123,10 +142,6 @@ fn write_escape(out: &mut String, char: char) {
 mod tests {
     use super::*;
 
-    fn plain() -> Style {
-        Style { ascii: false, sort_keys: false, indent: None, item: ", ".into(), key: ": ".into() }
-    }
-
     #[test]
     fn floats_are_spelled_as_python_does() {
         for (float, text) in [
@@ -140,15 +155,15 @@ mod tests {
             (1.25e100, "1.25e+100"),
             (-0.0, "-0.0"),
         ] {
-            assert_eq!(dumps(&float.into(), &plain()), text);
+            assert_eq!(dumps(&float.into(), &Style::default()), text);
         }
     }
 
     #[test]
     fn strings_are_escaped_as_python_does() {
         let text: Value = "<a&'\"\\\n\u{1}\u{7f}é😀>".into();
-        assert_eq!(dumps(&text, &plain()), "\"<a&'\\\"\\\\\\n\\u0001\u{7f}é😀>\"");
-        let ascii = Style { ascii: true, ..plain() };
+        assert_eq!(dumps(&text, &Style::default()), "\"<a&'\\\"\\\\\\n\\u0001\u{7f}é😀>\"");
+        let ascii = Style { ascii: true, ..Style::default() };
         assert_eq!(dumps(&text, &ascii), r#""<a&'\"\\\n\u0001\u007f\u00e9\ud83d\ude00>""#);
     }
 
@@ -156,8 +171,12 @@ mod tests {
     fn nesting_and_order() {
         let value: Value =
             serde_json::from_str(r#"{"z":[1,2.0,null],"a":{"k":true},"e":[],"f":{}}"#).unwrap();
-        assert_eq!(dumps(&value, &plain()), r#"{"z": [1, 2.0, null], "a": {"k": true}, "e": [], "f": {}}"#);
-        let indented = Style { indent: Some("  ".into()), item: ",".into(), sort_keys: true, ..plain() };
+        assert_eq!(
+            dumps(&value, &Style::default()),
+            r#"{"z": [1, 2.0, null], "a": {"k": true}, "e": [], "f": {}}"#
+        );
+        let indented =
+            Style { indent: Some("  ".into()), item: ",".into(), sort_keys: true, ..Style::default() };
         assert_eq!(
             dumps(&value, &indented),
             "{\n  \"a\": {\n    \"k\": true\n  },\n  \"e\": [],\n  \"f\": {},\n  \"z\": [\n    1,\n    2.0,\n    null\n  ]\n}"

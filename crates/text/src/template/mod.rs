@@ -2,7 +2,9 @@
 //!
 //! The dialect is that of Hugging Face transformers: `trim_blocks` and `lstrip_blocks`, Python's string and mapping
 //! methods, loop controls, `raise_exception`, `strftime_now`, and a `tojson` that writes what Python's `json.dumps`
-//! writes. One deliberate difference: `none` prints as nothing, where Python prints "None" and no template means it.
+//! writes. Two things are done for conversations that come through an API, and only where the template needs them:
+//! content that is `null` becomes empty where it would print as "None", and arguments of calls are given in the form,
+//! mapping or text, that the template can use.
 //!
 //! Templates are programs written by strangers. They cannot read files or reach anything but their variables, a step
 //! limit ends endless loops, and recursion of calls is bounded. The engine does not bound values: a template that
@@ -10,18 +12,19 @@
 //! process. Such a file can do no more than that, and only to whoever loads it.
 
 mod filters;
-mod json;
+pub(crate) mod json;
+mod python;
+mod source;
 
 use std::collections::BTreeMap;
-use std::sync::LazyLock;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
 use minijinja::{Environment, ErrorKind, Value, escape_formatter};
-use regex::Regex;
 
-use crate::{Error, Message};
+use crate::{Content, Error, Message};
 
 /// Steps of the engine in one rendering. A conversation of a hundred turns takes about fifty thousand.
 const FUEL: u64 = 20_000_000;
@@ -81,24 +84,73 @@ impl ChatTemplate {
         environment.set_fuel(Some(FUEL));
         environment.set_recursion_limit(RECURSION);
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-        environment.set_formatter(|out, state, value| {
-            escape_formatter(out, state, if value.is_none() { &Value::UNDEFINED } else { value })
+        environment.set_formatter(|out, state, value| match python::float(value) {
+            Some(_) => Ok(out.write_str(&python::printed(value))?),
+            None => escape_formatter(out, state, value),
         });
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.set_unknown_method_callback(python::method);
+        environment.add_test("sequence", python::is_sequence);
+        environment.add_test("iterable", python::is_iterable);
+        environment.add_function("namespace", python::namespace);
+        environment.add_test("callable", python::is_callable);
+        environment.add_filter("first", python::first);
+        environment.add_filter("length", python::length);
+        environment.add_filter("count", python::length);
+        environment.add_filter("string", python::string);
         environment.add_filter("tojson", filters::tojson);
         environment.add_function("raise_exception", filters::raise_exception);
         environment.add_function("strftime_now", move |format: &str| filters::strftime(format, clock()));
-        environment.add_template_owned(NAME, without_generation_blocks(source)).map_err(broken)?;
+        environment.add_template_owned(NAME, source::adapt(source)).map_err(broken)?;
         Ok(Self { environment, bos: bos.into(), eos: eos.into() })
     }
 
     /// The prompt for a conversation. Text of messages goes in as it is; see [`crate::chat::encode`] for prompts
     /// whose control tokens must come from the template alone.
     pub fn render(&self, messages: &[Message], options: &RenderOptions) -> Result<String, Error> {
-        let mut messages = messages.to_vec();
-        for message in &mut messages {
-            message.tool_calls.iter_mut().flatten().for_each(crate::ToolCall::parse_arguments);
+        self.render_changed(messages, options, &|_| {})
+    }
+
+    /// As [`ChatTemplate::render`], with `change` made to every string of the messages that somebody other than the
+    /// template wrote.
+    pub(crate) fn render_changed(
+        &self,
+        messages: &[Message],
+        options: &RenderOptions,
+        change: &dyn Fn(&mut String),
+    ) -> Result<String, Error> {
+        let prepare = |form: fn(&mut crate::ToolCall)| {
+            let mut messages = messages.to_vec();
+            for message in &mut messages {
+                message.tool_calls.iter_mut().flatten().for_each(form);
+                message.map_strings(change);
+            }
+            messages
+        };
+        let mut messages_used = prepare(crate::ToolCall::parse_arguments);
+        let mut rendered = self.render_as_is(&messages_used, options);
+        // Most templates walk over the arguments of a call. Some join them to text, which fails for a mapping.
+        let has_calls = messages.iter().any(|message| message.tool_calls.is_some());
+        if has_calls && matches!(rendered, Err(Error::Template { .. })) {
+            let spelled = prepare(crate::ToolCall::spell_arguments);
+            let again = self.render_as_is(&spelled, options);
+            if !matches!(again, Err(Error::Template { .. })) {
+                (messages_used, rendered) = (spelled, again);
+            }
         }
+        let has_null = messages.iter().any(|message| message.content.is_none());
+        if has_null && !matches!(rendered, Err(Error::TemplateFuel { .. })) {
+            for message in &mut messages_used {
+                message.content.get_or_insert_with(|| Content::Text(String::new()));
+            }
+            let filled = self.render_as_is(&messages_used, options);
+            if is_better(&filled, &rendered) {
+                rendered = filled;
+            }
+        }
+        rendered
+    }
+
+    fn render_as_is(&self, messages: &[Message], options: &RenderOptions) -> Result<String, Error> {
         let mut context: BTreeMap<&str, Value> = BTreeMap::from([
             ("messages", Value::from(Serde(&messages))),
             ("add_generation_prompt", options.add_generation_prompt.into()),
@@ -111,20 +163,24 @@ impl ChatTemplate {
             context.insert(name, Value::from(Serde(value)));
         }
         let template = self.environment.get_template(NAME).map_err(broken)?;
-        template.render(Value::from_pairs(context)).map_err(broken)
+        let context = Value::from_pairs(context);
+        // The engine's slices panic on bounds that lie the wrong way round; nothing of it outlives the panic.
+        catch_unwind(AssertUnwindSafe(|| template.render(context))).map_or_else(
+            |_| Err(Error::Template { line: None, reason: "the template engine gave up".into() }),
+            |rendered| rendered.map_err(broken),
+        )
     }
 }
 
-/// `{% generation %}` marks the model's turns for training and means nothing here. It becomes a block that always
-/// renders, so that line numbers and white space stay.
-fn without_generation_blocks(source: &str) -> String {
-    static TAG: LazyLock<Regex> =
-        LazyLock::new(|| Regex::new(r"(\{%[-+]?)\s*(end)?generation\s*([-+]?%\})").expect("a constant"));
-    TAG.replace_all(source, |tag: &regex::Captures| {
-        let word = if tag.get(2).is_some() { "endif" } else { "if true" };
-        format!("{} {word} {}", &tag[1], &tag[3])
-    })
-    .into_owned()
+/// Whether content that is empty did better than content that is `null`: it rendered at all, or no longer said
+/// "None".
+fn is_better(filled: &Result<String, Error>, null: &Result<String, Error>) -> bool {
+    let nones = |text: &str| text.matches("None").count();
+    match (filled, null) {
+        (Ok(_), Err(_)) => true,
+        (Ok(filled), Ok(null)) => nones(filled) < nones(null),
+        (Err(_), _) => false,
+    }
 }
 
 /// An error of the template engine in our words. Errors inside macros carry the cause as their source.

@@ -1,12 +1,16 @@
-//! The tokenizer: text to ids and back, for byte-level BPE vocabularies out of GGUF metadata.
+//! The tokenizer: text to ids and back, for the BPE vocabularies of GGUF metadata: byte-level (`gpt2`), on characters
+//! (`gemma4`), and sentencepiece's (`llama`).
 //!
-//! Merging is done by the Hugging Face `tokenizers` crate. Splitting text into words and finding special tokens is
-//! done here: the first must not give up silently on odd text, and the second decides who may write a control token
-//! (see [`Specials`]). Designed for vocabularies of 50 k to 260 k tokens and prompts of up to some megabytes.
+//! Merging by rank is done by the Hugging Face `tokenizers` crate. Splitting text into words and finding special
+//! tokens is done here: the first must not give up silently on odd text, and the second decides who may write a
+//! control token (see [`Specials`]). Designed for vocabularies of 50 k to 260 k tokens and prompts of up to some
+//! megabytes.
 
 mod bytes;
 mod end;
 pub(crate) mod pretokenizer;
+mod scheme;
+mod scored;
 mod stream;
 mod vocabulary;
 
@@ -14,16 +18,12 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 
 use aho_corasick::{AhoCorasick, MatchKind};
-use tokenizers::models::bpe::BPE;
-use tokenizers::normalizers::NFC;
-use tokenizers::{Model, NormalizedString, Normalizer};
 
 pub use stream::Detokenizer;
 pub use vocabulary::Vocabulary;
 
 use crate::Error;
-use bytes::Alphabet;
-use pretokenizer::Splitter;
+use scheme::Scheme;
 use vocabulary::{Checked, Kind};
 
 /// Whether the text of a control token becomes that token.
@@ -37,17 +37,12 @@ pub enum Specials {
 }
 
 /// The escape character of [`Tokenizer::shield`]: a noncharacter, which no text in interchange has.
-const SHIELD: char = '\u{fdd0}';
+pub(crate) const SHIELD: char = '\u{fdd0}';
 
 /// A tokenizer, built from a [`Vocabulary`].
 pub struct Tokenizer {
-    bpe: BPE,
-    splitter: Splitter,
-    nfc: bool,
-    alphabet: Alphabet,
-    /// Bytes that no token covers; almost always none.
-    missing: Vec<u8>,
-    /// Control and user-defined tokens by their text.
+    scheme: Scheme,
+    /// Control, user-defined and unknown tokens by their text.
     specials: HashMap<String, u32>,
     all: Matcher,
     user_defined: Matcher,
@@ -98,31 +93,24 @@ impl Tokenizer {
     /// Builds a tokenizer, checking everything the file says: an unknown model or pre-tokenizer, ids out of range,
     /// duplicate tokens and merges of unknown tokens are errors that name the entry.
     pub fn new(vocabulary: Vocabulary) -> Result<Self, Error> {
-        let alphabet = Alphabet::new();
         let entry = vocabulary.pre_tokenizer()?;
         let mut checked = Checked::new(vocabulary)?;
+        end::mark(&mut checked);
         let end = end::find(&mut checked);
-        let add_bos = checked.add_bos.unwrap_or(entry.add_bos);
+        let add_bos = entry.needs_bos || checked.add_bos.unwrap_or(entry.add_bos);
         if add_bos && checked.bos.is_none() {
             return Err(Error::MissingBos);
         }
-        let bpe = checked.bpe(entry.ignore_merges)?;
-        let missing = (0..=255u8)
-            .filter(|byte| bpe.token_to_id(alphabet.char(*byte).encode_utf8(&mut [0; 4])).is_none())
-            .collect();
-        let (bytes, ends) = checked.decode(&alphabet);
+        let scheme = Scheme::new(&mut checked, entry)?;
+        let (bytes, ends) = checked.decode(entry.form);
         let starts = std::iter::once(0).chain(ends.iter().copied());
         Ok(Self {
-            bpe,
-            splitter: Splitter::new(entry)?,
-            nfc: entry.nfc,
-            missing,
+            scheme,
             specials: checked.specials(),
-            all: Matcher::new(&checked, |kind| matches!(kind, Kind::Control | Kind::UserDefined))?,
+            all: Matcher::new(&checked, Kind::is_special)?,
             user_defined: Matcher::new(&checked, |kind| kind == Kind::UserDefined)?,
             longest: starts.zip(&ends).map(|(start, end)| (end - start) as usize).max().unwrap_or(0),
             kinds: checked.kinds,
-            alphabet,
             bytes,
             ends,
             bos: checked.bos,
@@ -157,7 +145,7 @@ impl Tokenizer {
         let mut marks: Vec<usize> = text.match_indices(SHIELD).map(|(at, _)| at).collect();
         let mut from = 0;
         while let Some((start, _, id)) = self.all.find(text, from) {
-            if self.kinds[id as usize] == Kind::Control {
+            if self.kinds[id as usize] != Kind::UserDefined {
                 marks.push(start);
             }
             // Tokens may overlap, so the search goes on inside the one found.
@@ -200,7 +188,7 @@ impl Tokenizer {
             let passed = barred.partition_point(|at| *at < start);
             barred = &barred[passed..];
             let is_barred = barred.first().is_some_and(|at| *at < end);
-            if is_barred && self.kinds[id as usize] == Kind::Control {
+            if is_barred && self.kinds[id as usize] != Kind::UserDefined {
                 from = start + text[start..].chars().next().map_or(1, char::len_utf8);
                 continue;
             }
@@ -212,35 +200,13 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    /// Encodes text without special tokens: normalise, split into words, merge each.
+    /// Encodes text without special tokens.
     fn encode_ordinary(&self, text: &str, ids: &mut Vec<u32>) -> Result<(), Error> {
-        if text.is_empty() {
-            return Ok(());
-        }
-        let normal;
-        let text = if self.nfc && !text.is_ascii() {
-            let mut string = NormalizedString::from(text);
-            NFC.normalize(&mut string).map_err(library)?;
-            normal = string.get().to_owned();
-            &normal
-        } else {
-            text
-        };
-        if !self.missing.is_empty()
-            && let Some(byte) = text.bytes().find(|byte| self.missing.contains(byte))
-        {
-            return Err(Error::NoSymbol { byte });
-        }
-        let mut word = String::new();
-        self.splitter.split(text, &mut |piece| {
-            word.clear();
-            self.alphabet.encode(piece, &mut word);
-            ids.extend(self.bpe.tokenize(&word).map_err(library)?.into_iter().map(|token| token.id));
-            Ok(())
-        })
+        if text.is_empty() { Ok(()) } else { self.scheme.encode(text, ids) }
     }
 
-    /// The text of `ids`, invalid UTF-8 replaced by U+FFFD. Control tokens are left out unless `show_special`.
+    /// The text of `ids`, invalid UTF-8 replaced by U+FFFD. Control tokens are left out unless `show_special`. A
+    /// space that encoding put in front of the text (sentencepiece's do) stays.
     pub fn decode(&self, ids: &[u32], show_special: bool) -> String {
         let bytes: Vec<u8> = ids.iter().flat_map(|id| self.token_bytes(*id, show_special)).copied().collect();
         String::from_utf8(bytes)
@@ -263,7 +229,8 @@ impl Tokenizer {
     }
 
     /// The bytes that a token stands for, not always whole characters. Empty for ids outside the vocabulary, and
-    /// for control, unknown and unused tokens unless `show_special`.
+    /// for control, unknown and unused tokens unless `show_special`; but control tokens that are the markup of an
+    /// answer (`<|channel|>`, `<|tool_call>`) always show.
     pub fn token_bytes(&self, id: u32, show_special: bool) -> &[u8] {
         let index = id as usize;
         let hidden = match self.kinds.get(index) {
@@ -283,9 +250,9 @@ impl Tokenizer {
         self.longest
     }
 
-    /// Whether the token is a control token: it steers the conversation and has no text of its own.
+    /// Whether the token is a control token: it steers the conversation, and no text of a user becomes it.
     pub fn is_control(&self, id: u32) -> bool {
-        self.kinds.get(id as usize) == Some(&Kind::Control)
+        self.kinds.get(id as usize).is_some_and(|kind| kind.is_control())
     }
 
     /// The beginning-of-sequence token.
@@ -304,9 +271,9 @@ impl Tokenizer {
         self.add_bos
     }
 
-    /// The id of a token by its text in the vocabulary (`<|user|>`; ordinary tokens in the byte-level alphabet).
+    /// The id of a token by its text in the vocabulary (`<|user|>`; ordinary tokens as the file spells them).
     pub fn token_id(&self, token: &str) -> Option<u32> {
-        self.specials.get(token).copied().or_else(|| self.bpe.token_to_id(token))
+        self.specials.get(token).copied().or_else(|| self.scheme.id(token))
     }
 
     /// The text of a token, its control text included: what a chat template gets as `bos_token`.
@@ -325,7 +292,6 @@ impl std::fmt::Debug for Tokenizer {
         f.debug_struct("Tokenizer")
             .field("n_vocab", &self.n_vocab())
             .field("end", &self.end)
-            .field("bpe", &self.bpe)
             .finish_non_exhaustive()
     }
 }

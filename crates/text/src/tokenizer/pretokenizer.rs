@@ -9,10 +9,23 @@ use regex::Regex;
 
 use crate::Error;
 
+/// What words are made of when they reach the merges.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Form {
+    /// Bytes, written in the GPT-2 alphabet.
+    Bytes,
+    /// Characters, with `▁` for a space; the whole text is one word.
+    Characters,
+    /// The same, and the tokens have scores instead of merges.
+    Scored,
+}
+
 /// What a name in `tokenizer.ggml.pre` stands for.
 #[derive(Debug)]
 pub(super) struct PreTokenizer {
     names: &'static [&'static str],
+    /// What is merged.
+    pub(super) form: Form,
     /// Applied one after the other, each to the pieces of the one before.
     splits: &'static [&'static str],
     /// Whether a word that is itself a token is taken whole, even where the merges would not lead to it.
@@ -21,10 +34,26 @@ pub(super) struct PreTokenizer {
     pub(super) nfc: bool,
     /// The value of `tokenizer.ggml.add_bos_token` when a file has none.
     pub(super) add_bos: bool,
+    /// Whether prompts start with `bos` even where the file says that they do not: the model is lost without.
+    pub(super) needs_bos: bool,
 }
 
-const PLAIN: PreTokenizer =
-    PreTokenizer { names: &[], splits: &[], ignore_merges: false, nfc: false, add_bos: false };
+const PLAIN: PreTokenizer = PreTokenizer {
+    names: &[],
+    form: Form::Bytes,
+    splits: &[],
+    ignore_merges: false,
+    nfc: false,
+    add_bos: false,
+    needs_bos: false,
+};
+
+/// The model `gemma4`.
+pub(super) static GEMMA4: PreTokenizer =
+    PreTokenizer { form: Form::Characters, add_bos: true, needs_bos: true, ..PLAIN };
+
+/// The model `llama`.
+pub(super) static SENTENCEPIECE: PreTokenizer = PreTokenizer { form: Form::Scored, add_bos: true, ..PLAIN };
 
 /// The end of most expressions.
 const SPACE: &str = r"\s+(?!\S)|\s+";
@@ -66,6 +95,17 @@ const DEEPSEEK_V3: &str = concat!(
     r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 );
 
+/// Letters of Latin, Greek, Cyrillic, Armenian, Georgian, Cherokee and some extinct scripts, as DeepSeek-LLM and V2
+/// list them.
+const DEEPSEEK_LETTERS: &str = concat!(
+    r"\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙὛὝ",
+    r"Ὗ-\x{1F7D}ᾀ-ᾴᾶ-ᾼ\x{1FBE}ῂ-ῄῆ-ῌῐ-\x{1FD3}ῖ-\x{1FDB}ῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤ\x{2126}ℨ\x{212A}-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ",
+    r"𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃]+"
+);
+
+/// Han, kana and Hangul in DeepSeek before V3, with a range that was meant to be smaller.
+const DEEPSEEK_CJK: &str = r"[一-龥ࠀ-一가-퟿]+";
+
 static TABLE: &[PreTokenizer] = &[
     PreTokenizer { names: &["glm4", "glm5"], splits: &[LLAMA3], ignore_merges: true, ..PLAIN },
     PreTokenizer { names: &["chatglm-bpe"], splits: &[LLAMA3], ..PLAIN },
@@ -82,6 +122,24 @@ static TABLE: &[PreTokenizer] = &[
     PreTokenizer {
         names: &["deepseek-v3"],
         splits: &[r"\p{N}{1,3}", r"[一-龥぀-ゟ゠-ヿ]+", DEEPSEEK_V3],
+        ..PLAIN
+    },
+    // In the models' own files the last split of the next two is a rule that takes digits one by one.
+    PreTokenizer {
+        names: &["deepseek-llm"],
+        splits: &[
+            r"[\r\n]",
+            DEEPSEEK_LETTERS,
+            r"\s?[!-/:-~！-／：-～‘-‟　-。]+",
+            r"\s+$",
+            DEEPSEEK_CJK,
+            r"\p{N}",
+        ],
+        ..PLAIN
+    },
+    PreTokenizer {
+        names: &["deepseek-coder"],
+        splits: &[r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", DEEPSEEK_CJK, r"\p{N}"],
         ..PLAIN
     },
     PreTokenizer { names: &["gpt-4o", "minimax-m2"], splits: &[O200K], ..PLAIN },
@@ -226,6 +284,9 @@ mod tests {
         assert_eq!(split("gpt-4o", "HelloWorld"), ["Hello", "World"]);
         assert_eq!(split("kimi-k2", "HelloWorld中文"), ["Hello", "World", "中文"]);
         assert_eq!(split("deepseek-v3", "価格は1234円"), ["価格は", "123", "4", "円"]);
+        // The second list of DeepSeek-LLM has the letters of ASCII among its punctuation, and cuts what the first left.
+        assert_eq!(split("deepseek-llm", "Año 12, ñé"), ["A", "ñ", "o", " ", "1", "2", ",", " ñé"]);
+        assert_eq!(split("deepseek-coder", "x+=1;  y "), ["x", "+=", "1", ";", " ", " y", " "]);
         assert_eq!(split("qwen35", "e\u{301}a"), ["e\u{301}a"]);
         assert_eq!(split("qwen2", "e\u{301}a"), ["e", "\u{301}a"]);
     }

@@ -1,4 +1,4 @@
-//! The small vocabulary of the goldens, shared by the tests.
+//! The small vocabularies of the goldens, shared by the tests.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 use std::collections::BTreeMap;
@@ -25,6 +25,43 @@ pub(crate) struct Fixture {
 pub(crate) static FIXTURE: LazyLock<Fixture> = LazyLock::new(|| {
     serde_json::from_str(include_str!("../../../../tests/fixtures/tokenizer/bpe.json")).unwrap()
 });
+
+/// A vocabulary of characters, as Gemma's and sentencepiece's are.
+#[derive(Deserialize)]
+pub(crate) struct Characters {
+    pub(crate) tokens: Vec<String>,
+    token_types: Vec<i32>,
+    merges: Vec<String>,
+    scores: Vec<f32>,
+    pub(crate) corpus: Vec<String>,
+    pub(crate) goldens: BTreeMap<String, Golden>,
+}
+
+pub(crate) static CHARACTERS: LazyLock<Characters> = LazyLock::new(|| {
+    serde_json::from_str(include_str!("../../../../tests/fixtures/tokenizer/characters.json")).unwrap()
+});
+
+impl Characters {
+    pub(crate) fn id(&self, token: &str) -> u32 {
+        self.tokens.iter().position(|known| known == token).unwrap() as u32
+    }
+
+    /// `model` is `gemma4` or `llama`. Both lists are there, as in real files.
+    pub(crate) fn vocabulary(&self, model: &str) -> Vocabulary {
+        Vocabulary {
+            model: model.into(),
+            tokens: self.tokens.clone(),
+            token_types: self.token_types.clone(),
+            merges: self.merges.clone(),
+            scores: self.scores.clone(),
+            bos: Some(self.id("<bos>")),
+            eos: Some(self.id("<eos>")),
+            unk: Some(self.id("<unk>")),
+            pad: Some(self.id("<pad>")),
+            ..Vocabulary::default()
+        }
+    }
+}
 
 impl Fixture {
     pub(crate) fn id(&self, token: &str) -> u32 {

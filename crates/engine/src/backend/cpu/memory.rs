@@ -6,6 +6,7 @@ use bytemuck::{cast_slice, cast_slice_mut};
 use kernels::{Activation, AlignedBuf, SharedMut, ops};
 
 use super::super::{Buf, RopeSpec, ScratchSpec, View};
+use super::delta::delta_floats;
 use crate::options::CacheType;
 
 /// The buffer as f32; it is page-aligned.
@@ -348,7 +349,7 @@ fn scratch_lens(threads: usize, s: &ScratchSpec) -> (usize, usize, usize) {
     let index = if indexed { index_floats(s.index_heads, s.index_head_dim) } else { 0 };
     // Each task starts on a cache line of its own.
     let attention = attention_floats(s.heads, s.cache_width).max(kv_floats(s.kv));
-    let per_task = attention.max(index).next_multiple_of(16);
+    let per_task = attention.max(index).max(delta_floats(s.delta)).next_multiple_of(16);
     let counters = if indexed { s.rows.min(SCAN_TOKENS) * ops::TOP_K_BINS } else { 0 };
     (activations, per_task, threads * TASKS_PER_THREAD * counters)
 }

@@ -5,6 +5,7 @@
 
 mod arena;
 mod attention;
+mod delta;
 mod index;
 mod kv_attention;
 mod matmul;
@@ -23,15 +24,17 @@ use kernels::{AlignedBuf, Isa, Kernel, Pool};
 
 use super::parts::{Part, PartClock, PartTimes};
 use super::{
-    Backend, Buf, CacheId, Heads, Index, KvAttention, LatentAttention, RopeId, RopeSpec, Routed, RoutedSpec,
-    ScratchSpec, Select, SelectionId, View, WeightId, WeightSpec,
+    Backend, Buf, CacheId, GatedDelta, Heads, Index, KvAttention, LatentAttention, RopeId, RopeSpec, Routed,
+    RoutedSpec, ScratchSpec, Select, SelectionId, StateChange, StateId, View, WeightId, WeightSpec,
 };
 use crate::Error;
 use crate::options::CacheType;
+use delta::State;
 use memory::{Buffers, Cache, RopeState, Scratch, Selection, floats};
 use routed::RoutedScratch;
 use rows::Zip;
 
+pub(crate) use delta::{CONV_MAX, state_bytes};
 pub(crate) use memory::{rope_bytes, scratch_bytes, selection_bytes};
 pub(crate) use routed::routed_bytes;
 
@@ -51,6 +54,7 @@ pub struct CpuBackend {
     weights: Vec<Weight>,
     buffers: Buffers,
     caches: Vec<Cache>,
+    states: Vec<State>,
     selections: Vec<Selection>,
     ropes: Vec<RopeState>,
     scratch: Scratch,
@@ -73,6 +77,7 @@ impl CpuBackend {
             weights: Vec::new(),
             buffers: Buffers::default(),
             caches: Vec::new(),
+            states: Vec::new(),
             selections: Vec::new(),
             ropes: Vec::new(),
             scratch: Scratch::new(0, &ScratchSpec::default()),
@@ -150,6 +155,11 @@ impl Backend for CpuBackend {
         CacheId(self.caches.len() as u32 - 1)
     }
 
+    fn state(&mut self, len: usize, places: usize) -> StateId {
+        self.states.push(State::new(len, places));
+        StateId(self.states.len() as u32 - 1)
+    }
+
     fn selection(&mut self, tokens: usize, top_k: usize, context: usize) -> SelectionId {
         self.selections.push(Selection::new(tokens, top_k, context));
         SelectionId(self.selections.len() as u32 - 1)
@@ -176,6 +186,7 @@ impl Backend for CpuBackend {
         self.weights.iter().map(|w| w.bytes.len() as u64).sum::<u64>()
             + self.buffers.bytes()
             + self.caches.iter().map(Cache::bytes).sum::<u64>()
+            + self.states.iter().map(State::bytes).sum::<u64>()
             + self.selections.iter().map(Selection::bytes).sum::<u64>()
             + self.ropes.iter().map(RopeState::bytes).sum::<u64>()
             + self.scratch.bytes()
@@ -249,6 +260,22 @@ impl Backend for CpuBackend {
 
     fn glu(&mut self, activation: Glu, gate: View, up: View, width: usize, rows: usize) {
         self.timed(Part::Rows, |b| b.zip_rows(gate, up, width, rows, Zip::Glu(activation)));
+    }
+
+    fn sigmoid_mul(&mut self, x: View, width: usize, gate: View, gate_width: usize, rows: usize) {
+        self.timed(Part::Rows, |b| b.sigmoid_rows(x, width, gate, gate_width, rows));
+    }
+
+    fn change_state(&mut self, state: StateId, change: StateChange) {
+        self.timed(Part::Rows, |b| b.states[state.0 as usize].change(change));
+    }
+
+    fn conv_silu(&mut self, state: StateId, taps: WeightId, x: View, rows: usize, out: View) {
+        self.timed(Part::Rows, |b| b.conv_rows(state, taps, x, rows, out));
+    }
+
+    fn gated_delta(&mut self, delta: &GatedDelta, rows: usize) {
+        self.timed(Part::Attention, |b| b.delta(delta, rows));
     }
 
     fn append(&mut self, cache: CacheId, x: View, start: usize, rows: usize) {

@@ -11,7 +11,7 @@ use crate::backend::{Heads, RopeId, View, WeightId};
 const TOGETHER: usize = 1 << 16;
 
 /// Runs `row(0) … row(rows - 1)`, each of about `elements` elements.
-fn each_row(pool: &Pool, rows: usize, elements: usize, row: &(dyn Fn(usize) + Sync)) {
+pub(super) fn each_row(pool: &Pool, rows: usize, elements: usize, row: &(dyn Fn(usize) + Sync)) {
     if rows * elements < TOGETHER {
         return (0..rows).for_each(row);
     }
