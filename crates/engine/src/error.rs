@@ -174,6 +174,9 @@ impl Error {
             Self::Experts(e) => e.hint(),
             Self::Text(e) => e.hint(),
             Self::Architecture { known, .. } => Some(format!("this build runs: {}", known.join(", "))),
+            Self::Member { .. } => {
+                Some("slotbank runs the models of this family whose layers have routed experts".into())
+            }
             Self::TensorType { .. } | Self::TensorFactor { .. } => {
                 Some("requantise that tensor, or use another file of this model".into())
             }

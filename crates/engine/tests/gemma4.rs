@@ -86,6 +86,27 @@ fn what_is_not_implemented_is_refused_and_says_why() {
     }
 }
 
+/// What options ask for and what a file can say are the same thing.
+#[test]
+fn fewer_experts_and_none_are_what_they_say() {
+    let f = Listed::named("gemma4");
+    let model = edited(&f, |_| true, |_| ());
+    let with = |options: EngineOptions| run(&mut model.load(options), &f.tokens, &[40, 1]);
+    let two = edited(&f, |_| true, |m| drop(m.insert("gemma4.expert_used_count", 2u32)));
+    let two = run(&mut two.load(exact()), &f.tokens, &[40, 1]);
+    assert_same_bits(&with(EngineOptions { moe_topk: Some(2), ..exact() }), &two, "two experts");
+    // Experts that weigh nothing: the norm after them leaves nothing, too.
+    let mut mute = f.clone();
+    for layer in 0..6 {
+        mute.ranges.insert(format!("blk.{layer}.ffn_down_exps.scale"), [0.0; 2]);
+    }
+    let mute = logits(&edited(&mute, |_| true, |_| ()), &f);
+    let none =
+        run(&mut model.load(EngineOptions { shared_only: true, ..exact() }), &f.tokens, &[f.tokens.len()]);
+    assert_same_bits(&none, &mute, "no experts");
+    assert!(none.iter().flatten().all(|logit| logit.is_finite()));
+}
+
 /// Experts with gate and up in one tensor: in the GGUF, in sidecars of both layouts and packed, promoted or not, together or one by one.
 #[test]
 fn fused_experts_give_the_same_bits_in_every_form() {
