@@ -24,6 +24,9 @@ CONFIGS = {
     "glm4moe_air": (64, 0, True, {**BASE, "num_hidden_layers": 4, "first_k_dense_replace": 1, "num_attention_heads": 8,
                                   "num_key_value_heads": 2, "use_qk_norm": False, "routed_scaling_factor": 1.0,
                                   "n_routed_experts": 16, "num_experts_per_tok": 3}),
+    # Rows that hold blocks of any format.
+    "glm4moe_256": (28, 0, False, {**BASE, "vocab_size": 64, "hidden_size": 256, "moe_intermediate_size": 256, "num_hidden_layers": 3,
+                                   "first_k_dense_replace": 1}),
 }
 
 

@@ -25,6 +25,8 @@ CONFIGS = {
     "gpt_oss_wide": (72, {**BASE, "vocab_size": 64, "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 2,
                           "head_dim": 32, "sliding_window": 50, "num_local_experts": 8, "num_experts_per_tok": 2,
                           "layer_types": ["full_attention", "sliding_attention", "sliding_attention"]}),
+    # Rows that hold blocks of any format.
+    "gpt_oss_256": (28, {**BASE, "vocab_size": 64, "hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 3}),
 }
 # Experts' biases and activations are to reach the clamps.
 LOUD = (0.0, 0.75)

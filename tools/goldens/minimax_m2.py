@@ -9,13 +9,17 @@ import gqa
 import listed
 from transformers import MiniMaxM2Config, MiniMaxM2ForCausalLM
 
+BASE = dict(
+    vocab_size=80, hidden_size=64, intermediate_size=32, num_hidden_layers=5, num_attention_heads=6, num_key_value_heads=2,
+    head_dim=32, num_local_experts=16, num_experts_per_tok=4, max_position_embeddings=196608, rms_norm_eps=1e-6,
+    tie_word_embeddings=False, rope_parameters=gqa.plain(5e6, partial_rotary_factor=0.5))
+
 # name -> (tokens, whether the file says how the router scores, configuration)
 CONFIGS = {
     # As published, in small: one norm over all queries, one over all keys, half of each head rotated.
-    "minimax_m2": (64, True, dict(
-        vocab_size=80, hidden_size=64, intermediate_size=32, num_hidden_layers=5, num_attention_heads=6, num_key_value_heads=2,
-        head_dim=32, num_local_experts=16, num_experts_per_tok=4, max_position_embeddings=196608, rms_norm_eps=1e-6,
-        tie_word_embeddings=False, rope_parameters=gqa.plain(5e6, partial_rotary_factor=0.5))),
+    "minimax_m2": (64, True, BASE),
+    # Rows that hold blocks of any format; the file does not say how the router scores.
+    "minimax_m2_256": (28, False, {**BASE, "vocab_size": 64, "hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 3}),
 }
 
 

@@ -28,6 +28,9 @@ CONFIGS = {
     "qwen35moe_listed": (72, {**BASE, "num_hidden_layers": 5, "full": [False, True, True, False, False],
                               "linear_num_key_heads": 2, "linear_num_value_heads": 8, "linear_key_head_dim": 32,
                               "linear_value_head_dim": 32, "num_experts": 8, "num_experts_per_tok": 3}),
+    # Rows that hold blocks of any format.
+    "qwen35moe_256": (28, {**BASE, "hidden_size": 256, "moe_intermediate_size": 256, "shared_expert_intermediate_size": 256,
+                            "num_hidden_layers": 3, "interval": 2}),
 }
 
 

@@ -27,6 +27,8 @@ CONFIGS = {
     "qwen3moe_linear": (56, False, {**BASE, "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 16,
                                     "num_hidden_layers": 5, "num_experts": 8, "num_experts_per_tok": 2,
                                     "rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.5}}),
+    # Rows that hold blocks of any format.
+    "qwen3moe_256": (28, False, {**BASE, "vocab_size": 64, "hidden_size": 256, "moe_intermediate_size": 256, "num_hidden_layers": 3}),
 }
 
 

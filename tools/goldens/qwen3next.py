@@ -28,6 +28,9 @@ CONFIGS = {
                               "linear_key_head_dim": 32, "linear_value_head_dim": 32, "num_key_value_heads": 1,
                               "num_experts": 8, "num_experts_per_tok": 2, "tie_word_embeddings": True,
                               "linear_conv_kernel_dim": 3}),
+    # Rows that hold blocks of any format.
+    "qwen3next_256": (28, {**BASE, "hidden_size": 256, "moe_intermediate_size": 256, "shared_expert_intermediate_size": 256,
+                            "num_hidden_layers": 3, "interval": 2}),
 }
 
 

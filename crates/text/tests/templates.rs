@@ -130,10 +130,9 @@ fn renderings_equal_transformers() {
             variables: case.variables,
         };
         let text = template(&source(&case.template)).render(&case.messages, &options).unwrap();
-        for (line, (got, expected)) in text.lines().zip(golden.text.lines()).enumerate() {
-            assert_eq!(got, expected, "{}, line {}", case.name, line + 1);
-        }
-        assert_eq!(text, golden.text, "{}", case.name);
+        let lines = text.lines().zip(golden.text.lines()).filter(|(got, expected)| got != expected);
+        let differ: Vec<String> = lines.map(|(got, expected)| format!("{got}\n{expected}\n")).collect();
+        assert_eq!(text, golden.text, "{}:\n{}", case.name, differ.concat());
     }
 }
 

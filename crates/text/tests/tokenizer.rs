@@ -68,7 +68,8 @@ fn character_vocabularies_decode_spaces_and_bytes() {
         // The space in front is part of what the model reads.
         let ids = llama.encode(text, Specials::Plain).unwrap();
         let spaced = llama.decode(&ids, true);
-        assert!(text.is_empty() || spaced.starts_with(' ') || spaced.starts_with('\n'), "{spaced:?}");
+        let defined = text.starts_with('\n') || text.starts_with("<table>");
+        assert!(text.is_empty() || spaced.starts_with(' ') || defined, "{spaced:?}");
     }
     assert_eq!(gemma.token_bytes(CHARACTERS.id("<0xE7>"), false), b"\xe7");
     assert_eq!(gemma.token_bytes(CHARACTERS.id("▁▁"), false), b"  ");
@@ -270,7 +271,7 @@ fn bytes_of_every_kind_of_token() {
     ]))
     .unwrap();
     let bytes: Vec<&[u8]> = (256..=264).map(|id| tokenizer.token_bytes(id, false)).collect();
-    let expected: [&[u8]; 9] = [b" hi", b"", b"<think> ", b"", b"\xe7", b"", b"", "界Ġ".as_bytes(), b""];
+    let expected: [&[u8]; 9] = [b" hi", b"", b"<think> ", b"", b"\xe7", b"", b"", "界Ġ".as_bytes(), b"ab"];
     assert_eq!(bytes, expected);
     let shown: Vec<&[u8]> = [257, 259, 261].map(|id| tokenizer.token_bytes(id, true)).to_vec();
     assert_eq!(shown, [&b"<|x|>"[..], b"[PAD]", b"<unk>"]);

@@ -108,13 +108,13 @@ fn widths(inspection: &Inspection) -> Vec<(&'static str, String)> {
         ("vocabulary", number(geometry.vocabulary)),
     ];
     if geometry.expert_count.is_some_and(|n| n > 0) {
+        let shared = geometry.expert_shared_count.map(|n| format!("{n} shared, ")).unwrap_or_default();
         rows.push((
             "experts",
             format!(
-                "{} per layer, {} used, {} shared, width {}",
+                "{} per layer, {} used, {shared}width {}",
                 number(geometry.expert_count),
                 number(geometry.expert_used_count),
-                number(geometry.expert_shared_count),
                 list(&geometry.expert_feed_forward_length)
             ),
         ));

@@ -92,6 +92,10 @@ impl ChatTemplate {
         environment.add_test("sequence", python::is_sequence);
         environment.add_test("iterable", python::is_iterable);
         environment.add_function("namespace", python::namespace);
+        environment.add_test("callable", python::is_callable);
+        environment.add_filter("first", python::first);
+        environment.add_filter("length", python::length);
+        environment.add_filter("count", python::length);
         environment.add_filter("string", python::string);
         environment.add_filter("tojson", filters::tojson);
         environment.add_function("raise_exception", filters::raise_exception);

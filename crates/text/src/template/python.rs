@@ -235,7 +235,7 @@ pub(super) fn namespace(defaults: Option<ValueOrKwargs>) -> Result<Value, Error>
         };
         fields.push((name, value));
     }
-    minijinja::functions::namespace(Some(fields.into_iter().collect::<Value>().into()))
+    minijinja::functions::namespace(Some(Value::from_pairs(fields).into()))
 }
 
 /// A list that can be changed.
@@ -284,7 +284,7 @@ fn frozen(value: &Value, depth: usize) -> Result<Value, Error> {
         }
         ValueKind::Map => {
             let pair = |key: Value| Ok((key.clone(), deeper(value.get_item(&key)?)?));
-            value.try_iter()?.map(pair).collect::<Result<Vec<(Value, Value)>, Error>>().map(Value::from_iter)
+            value.try_iter()?.map(pair).collect::<Result<Vec<(Value, Value)>, Error>>().map(Value::from_pairs)
         }
         _ => Ok(value.clone()),
     }
@@ -355,6 +355,21 @@ pub(super) fn is_sequence(value: &Value) -> bool {
 /// `is iterable`, which `none` is not.
 pub(super) fn is_iterable(value: &Value) -> bool {
     !value.is_none() && value.try_iter().is_ok()
+}
+
+/// `is callable`: functions, macros and the like.
+pub(super) fn is_callable(value: &Value) -> bool {
+    value.kind() == ValueKind::Plain
+}
+
+/// `| length`: that of an undefined value is 0.
+pub(super) fn length(value: &Value) -> Result<usize, Error> {
+    if value.is_undefined() { Ok(0) } else { minijinja::filters::length(value) }
+}
+
+/// `| first`: that of an undefined value is undefined.
+pub(super) fn first(value: &Value) -> Result<Value, Error> {
+    if value.is_undefined() { Ok(Value::UNDEFINED) } else { minijinja::filters::first(value) }
 }
 
 /// `| string`.
