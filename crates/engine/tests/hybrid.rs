@@ -164,6 +164,36 @@ fn an_interrupted_step_has_changed_nothing() {
     }
 }
 
+/// What a conversation does: the next prompt has most of this one in common, but not its end.
+#[test]
+fn a_prompt_is_saved_where_the_next_one_will_branch_off() {
+    let f = Listed::named("qwen3next");
+    let model = in_f32(&f);
+    let mut engine = model.load(EngineOptions { batch: 16, ubatch: 16, snapshots: 1, ..exact() });
+    let whole = run(&mut engine, &f.tokens, &[f.tokens.len()]);
+    let mut generate = |save_after| {
+        let options = GenerateOptions {
+            max_tokens: Some(5),
+            sampling: SamplingOptions { temperature: 0.0, ..SamplingOptions::default() },
+            save_after,
+            ..GenerateOptions::default()
+        };
+        let mut sequence = engine.new_sequence().expect("a free sequence");
+        let stop = AtomicBool::new(false);
+        let done = engine.generate(&mut sequence, &f.tokens[..50], &options, &stop, &mut |_| ());
+        let kept = sequence.truncate(49);
+        let rest = step(&mut engine, &mut sequence, &f.tokens[kept..]);
+        assert_same_bits(&rest, &whole[kept..].to_vec(), &format!("from {kept} on"));
+        (done.expect("generates").tokens, kept)
+    };
+    let (tokens, kept) = generate(None);
+    assert_eq!(kept, 0);
+    for at in [1, 16, 37, 49] {
+        assert_eq!(generate(Some(at)), (tokens.clone(), at));
+    }
+    assert_eq!(generate(Some(50)), (tokens, 0), "at its end, which is too late");
+}
+
 /// The block that predicts further tokens is no layer: neither run nor planned for.
 #[test]
 fn the_predicting_block_is_not_counted() {
