@@ -92,6 +92,9 @@ struct Difference {
 }
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
+    if args.base.is_none() {
+        args.text.check()?;
+    }
     let model = session::open(args.model.path(), &args.model.sidecar)?;
     let (mut reader, windows, name) = match &args.base {
         Some(path) => {

@@ -61,6 +61,7 @@ struct Outcome {
 }
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
+    args.text.check()?;
     let model = session::open(args.model.path(), &args.model.sidecar)?;
     let options = likelihood::options(args.bank.options(), &args.text);
     let mut session = session::load_with(&model, &args.bank, options, args.quiet || args.json)?;

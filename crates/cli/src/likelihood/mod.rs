@@ -25,7 +25,7 @@ const WINDOW: u32 = 512;
 #[command(next_help_heading = "Text")]
 pub(crate) struct TextArgs {
     /// Text file. Special tokens in it are plain text
-    #[arg(short, long, value_name = "FILE", required_unless_present_any = ["tokens", "base"])]
+    #[arg(short, long, value_name = "FILE")]
     file: Option<PathBuf>,
     /// Token ids instead, as plain numbers or JSON; for models without a tokenizer
     #[arg(long, value_name = "FILE", conflicts_with = "file")]
@@ -86,13 +86,18 @@ impl TextArgs {
                 tokens
             }
             (None, Some(path)) => read_tokens(path)?,
-            (None, None) => return Err(Failure::usage("there is no text", "give -f or --tokens")),
+            (None, None) => return Err(no_text()),
         };
         let length = session.engine.model().context as usize;
         let stride = self.stride.map(|stride| stride as usize);
         // (Strided windows have context enough to do without.)
         let bos = bos.filter(|_| stride.is_none());
         Windows::over(tokens, length, stride, self.chunks.map(|n| n as usize), bos)
+    }
+
+    /// Before anything is loaded: is there a text?
+    pub(crate) fn check(&self) -> Result<(), Failure> {
+        if self.file.is_none() && self.tokens.is_none() { Err(no_text()) } else { Ok(()) }
     }
 
     /// Whether windows overlap.
@@ -194,6 +199,10 @@ impl Windows {
         session.warn();
         result
     }
+}
+
+fn no_text() -> Failure {
+    Failure::usage("there is no text", "give -f or --tokens")
 }
 
 /// The logarithm of the sum of the exponentials.
