@@ -87,3 +87,28 @@ fn fused_experts_go_through_every_command() {
         assert_eq!(logits(model), reference, "{model}");
     }
 }
+
+/// Every command on models with keys and values of their own; gpt-oss keeps its experts' biases where the dense weights are.
+#[test]
+fn grouped_queries_go_through_every_command() {
+    for (name, heads) in
+        [("glm4moe", "64, 6 heads on 2 keys, feed-forward 96"), ("gpt_oss", "64, 8 heads on 2 keys")]
+    {
+        let place = Place::new();
+        let f = Listed::named(name);
+        f.write(&Types { dense: GgmlType::Q8_0, experts: vec![[GgmlType::MXFP4; 3]] }, &place.path("m.gguf"));
+        let shown = place.run("inspect m.gguf").expect(0).stdout;
+        assert!(shown.contains(heads) && shown.contains("missing                  nothing"), "{shown}");
+        place.run("plan m.gguf --bank 4 --no-measure").expect(0);
+        place.run("extract m.gguf s -q --dense").expect(0);
+        place.run("verify s -q --against m.gguf").expect(0);
+        assert_eq!(place.run("inspect s --json").expect(0).json()["missing"], serde_json::json!([]));
+        let tokens = f.tokens.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
+        let logits =
+            |model: &str| place.run(&format!("logits {model} --tokens {tokens} --json")).expect(0).stdout;
+        let reference = logits("m.gguf --bank all");
+        for model in ["m.gguf --bank 4", "s --bank 5", "s --bank all"] {
+            assert_eq!(logits(model), reference, "{name}: {model}");
+        }
+    }
+}
