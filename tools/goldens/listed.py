@@ -51,15 +51,18 @@ class Toy:
         """The same, under the architecture's prefix."""
         self.general(f"{self.arch}.{key}", value, kind)
 
-    def t(self, name, *shape, role=None, span=None):
+    def t(self, name, *shape, role=None, span=None, values=None):
         """The tensor `name` of the file: `shape` in GGUF order, the array's numpy shape is reversed. `span` = (middle, half width)
-        where the values are not to lie as the name says. Asking again gives the same."""
+        where the values are not to lie as the name says; a few `values` can be given as they are. Asking again gives the same."""
         if name in self.held:
             return self.held[name]
         part = name.split(".")[-2] if name.endswith((".weight", ".bias", ".scale")) else name
         matrix = len(shape) > 1 and name.endswith(".weight") and not name.endswith(EXACT)
         entry = {"name": name, "shape": list(shape), "role": role or ROLES.get(part if name.endswith(".weight") else "", "dense" if matrix else "exact")}
-        if span is None:
+        if values is not None:
+            values = np.array(values, np.float32).reshape(shape[::-1])
+            entry["values"] = values.ravel().tolist()
+        elif span is None:
             values = tensor(self.seed, name, *shape)
         else:
             entry["range"] = [float(np.float32(x)) for x in span]

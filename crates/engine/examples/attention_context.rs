@@ -103,7 +103,7 @@ fn case(ty: CacheType, context: usize, tokens: usize) -> (u64, u64) {
         cache_width: width,
         index_heads: INDEX_HEADS,
         index_head_dim: INDEX_DIM,
-        routed: [0, 0],
+        ..ScratchSpec::default()
     });
     let random = &mut Random(0x9e37_79b9_7f4a_7c15);
     fill(&mut b, queries, HEADS * width, tokens, random);

@@ -12,7 +12,7 @@ use files::Checkpoint;
 use text::{ChatTemplate, Tokenizer};
 
 use crate::backend::cpu::{CpuBackend, HostArena};
-use crate::backend::{Backend, PartTimes};
+use crate::backend::{Backend, PartTimes, StateChange};
 use crate::layers::moe::oracle_of;
 use crate::load::Loader;
 use crate::memory::{Decision, Memory, Needs, Watch};
@@ -317,12 +317,28 @@ impl Engine {
 
     /// A fresh sequence. Fails while all planned ones are in use.
     pub fn new_sequence(&self) -> Result<Sequence, Error> {
-        self.busy.iter().enumerate().find_map(|(slot, busy)| Sequence::claim(slot, busy)).ok_or_else(|| {
-            Error::Option {
-                option: "sequences",
-                why: format!("all {} planned sequences are in use", self.busy.len()),
-            }
+        let claim = |(slot, busy): (usize, &Arc<AtomicBool>)| {
+            let carries = !self.model.states(slot).is_empty();
+            Sequence::claim(slot, busy, carries.then_some(self.options.snapshots as usize))
+        };
+        self.busy.iter().enumerate().find_map(claim).ok_or_else(|| Error::Option {
+            option: "sequences",
+            why: format!("all {} planned sequences are in use", self.busy.len()),
         })
+    }
+
+    /// Keeps what `sequence` holds now, so that [`Sequence::truncate`] can come back to it. Models that carry a state from token to token
+    /// need that, and keep as many snapshots as [`EngineOptions::snapshots`] says, the latest ones; the others can come back to every
+    /// position anyway.
+    pub fn save(&mut self, sequence: &mut Sequence) {
+        if let Some(place) = sequence.place_to_save() {
+            change_states(
+                self.backend.as_mut(),
+                self.model.as_ref(),
+                sequence.slot,
+                StateChange::Save(place),
+            );
+        }
     }
 
     /// Runs `tokens` after what `sequence` holds, in batches, and hands the wanted logits to `sink` as
@@ -370,6 +386,10 @@ impl Engine {
         sink: &mut dyn FnMut(usize, &[f32]),
         watch: Option<&mut dyn FnMut(usize, Counters) -> bool>,
     ) -> Result<(), Error> {
+        if let Some(change) = sequence.before_step() {
+            change_states(self.backend.as_mut(), self.model.as_ref(), sequence.slot, change);
+            sequence.states_follow();
+        }
         let mut step = Step {
             backend: self.backend.as_mut(),
             bank: self.bank.as_mut(),
@@ -388,6 +408,10 @@ impl Engine {
         step.backend.begin(tokens.len());
         self.model.forward(&mut step)?;
         sequence.len += tokens.len();
+        if sequence.carries_state() {
+            change_states(self.backend.as_mut(), self.model.as_ref(), sequence.slot, StateChange::Finish);
+            sequence.states_follow();
+        }
         if tokens.len() == 1 {
             self.relieve()?;
         }
@@ -409,6 +433,11 @@ impl Engine {
         }
         Ok(())
     }
+}
+
+/// Of all layers of a sequence.
+fn change_states(backend: &mut dyn Backend, model: &dyn Model, slot: usize, change: StateChange) {
+    model.states(slot).iter().for_each(|&state| backend.change_state(state, change));
 }
 
 fn wants_measuring(options: &EngineOptions) -> bool {

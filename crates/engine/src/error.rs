@@ -27,6 +27,16 @@ pub enum Error {
         /// What this build can run.
         known: Vec<&'static str>,
     },
+    /// A valid file of an architecture that is implemented, but a member of it that is not.
+    #[error("this `{architecture}` model is not supported: {why}: {path}")]
+    Member {
+        /// `general.architecture` of the file.
+        architecture: String,
+        /// Where it was read.
+        path: PathBuf,
+        /// What it has, or lacks.
+        why: String,
+    },
     /// A valid tensor of a type without a kernel.
     #[error("tensor `{tensor}` has type {ty}, which has no kernel here")]
     TensorType {
@@ -146,6 +156,7 @@ impl Error {
             },
             Self::MissingTensor { .. } | Self::Shape { .. } | Self::Metadata { .. } => Class::BadFile,
             Self::Architecture { .. }
+            | Self::Member { .. }
             | Self::TensorType { .. }
             | Self::Form { .. }
             | Self::TensorFactor { .. } => Class::Unsupported,
@@ -163,6 +174,9 @@ impl Error {
             Self::Experts(e) => e.hint(),
             Self::Text(e) => e.hint(),
             Self::Architecture { known, .. } => Some(format!("this build runs: {}", known.join(", "))),
+            Self::Member { .. } => {
+                Some("slotbank runs the models of this family whose layers have routed experts".into())
+            }
             Self::TensorType { .. } | Self::TensorFactor { .. } => {
                 Some("requantise that tensor, or use another file of this model".into())
             }

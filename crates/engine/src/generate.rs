@@ -17,6 +17,9 @@ pub struct GenerateOptions {
     pub sampling: SamplingOptions,
     /// Go on after an end token.
     pub ignore_eos: bool,
+    /// Prompt tokens after which the sequence is saved ([`Engine::save`]): as much of it as will come again. Nothing happens with
+    /// models that can come back to every position.
+    pub save_after: Option<usize>,
 }
 
 /// Why generation ended.
@@ -137,7 +140,8 @@ impl Engine {
         history.extend_from_slice(prompt);
 
         let (begun, before) = (Instant::now(), self.phase());
-        let interrupted = self.run_prompt(sequence, prompt, stop, &mut logits, on_event)?;
+        let save_after = options.save_after.filter(|_| sequence.carries_state());
+        let interrupted = self.run_prompt(sequence, prompt, save_after, stop, &mut logits, on_event)?;
         let mut generation = Generation {
             tokens: Vec::with_capacity(max_tokens.min(room + 1)),
             finish: if interrupted { Finish::Interrupted } else { Finish::Length },
@@ -194,6 +198,7 @@ impl Engine {
         &mut self,
         sequence: &mut Sequence,
         prompt: &[u32],
+        save_after: Option<usize>,
         stop: &AtomicBool,
         logits: &mut [f32],
         on_event: &mut dyn FnMut(Event),
@@ -206,10 +211,11 @@ impl Engine {
             layers_total: self.model().n_layers as usize,
             ..PromptProgress::default()
         };
-        for chunk in prompt.chunks(batch) {
+        while progress.tokens_done < prompt.len() {
             if stop.load(Ordering::Relaxed) {
                 return Ok(true);
             }
+            let chunk = next_chunk(prompt, progress.tokens_done, batch, save_after);
             let last = progress.tokens_done + chunk.len() == prompt.len();
             progress.tokens_running = chunk.len();
             let mut watch = |layer: usize, counters: experts::Counters| {
@@ -235,8 +241,17 @@ impl Engine {
                 Err(error) => return Err(error),
             }
             progress.tokens_done += chunk.len();
+            if save_after == Some(progress.tokens_done) {
+                self.save(sequence);
+            }
             (progress.tokens_running, progress.layers_done) = (0, 0);
         }
         Ok(false)
     }
+}
+
+/// What of the prompt runs next: a batch, which ends where the sequence is to be saved.
+fn next_chunk(prompt: &[u32], done: usize, batch: usize, save_after: Option<usize>) -> &[u32] {
+    let stop = save_after.filter(|&at| at > done).unwrap_or(usize::MAX);
+    &prompt[done..prompt.len().min(done + batch).min(stop)]
 }

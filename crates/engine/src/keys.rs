@@ -39,12 +39,29 @@ impl<'a> Keys<'a> {
     }
 
     pub(crate) fn size_up_to(&self, name: &str, max: u64) -> Result<usize, Error> {
+        let value = self.metadata.u64(&self.key(name))?;
+        self.bounded(name, value, max)
+    }
+
+    fn bounded(&self, name: &str, value: Option<u64>, max: u64) -> Result<usize, Error> {
         let key = self.key(name);
-        let value = self.metadata.u64(&key)?.ok_or_else(|| self.wrong(format!("`{key}` is missing")))?;
+        let value = value.ok_or_else(|| self.wrong(format!("`{key}` is missing")))?;
         if value == 0 || value > max {
             return Err(self.wrong(format!("`{key}` is {value}, which is not in 1..={max}")));
         }
         Ok(value as usize)
+    }
+
+    /// A size that is the same in all layers; some files list it once per layer.
+    pub(crate) fn uniform_size(&self, name: &str) -> Result<usize, Error> {
+        let list = self.metadata.u64s(&self.key(name))?.unwrap_or_default();
+        if let Some(other) = list.iter().find(|&&n| n != list[0]) {
+            let (key, first) = (self.key(name), list[0]);
+            let why =
+                format!("`{key}` is {first} in one layer and {other} in another, which is not supported");
+            return Err(self.wrong(why));
+        }
+        self.bounded(name, list.first().copied(), SIZE_MAX)
     }
 
     pub(crate) fn size_or(&self, name: &str, default: usize) -> Result<usize, Error> {
@@ -55,6 +72,23 @@ impl<'a> Keys<'a> {
                 Err(self.wrong(format!("`{key}` is {value}, above {SIZE_MAX}")))
             }
             Some(value) => Ok(value as usize),
+        }
+    }
+
+    /// A size for each of `layers` layers, from one number or a list of as many or more; `None` where the file says nothing.
+    pub(crate) fn sizes(&self, name: &str, layers: usize) -> Result<Option<Vec<usize>>, Error> {
+        let key = self.key(name);
+        let Some(values) = self.metadata.u64s(&key)? else { return Ok(None) };
+        let values = match values[..] {
+            [one] => vec![one; layers],
+            _ if values.len() < layers => {
+                return Err(self.wrong(format!("`{key}` has {} values for {layers} layers", values.len())));
+            }
+            _ => values[..layers].to_vec(),
+        };
+        match values.iter().find(|value| !(1..=SIZE_MAX).contains(*value)) {
+            Some(value) => Err(self.wrong(format!("`{key}` has {value}, which is not in 1..={SIZE_MAX}"))),
+            None => Ok(Some(values.into_iter().map(|value| value as usize).collect())),
         }
     }
 

@@ -7,12 +7,13 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::ops::Range;
 
-use files::{Checkpoint, GgmlType, Tensor};
+use files::{Checkpoint, Extent, GgmlType, Tensor};
 
 use crate::backend::{
-    Backend, Buf, CacheId, RopeId, RopeSpec, RoutedSpec, ScratchSpec, SelectionId, WeightId, WeightSpec,
+    Backend, Buf, CacheId, RopeId, RopeSpec, RoutedSpec, ScratchSpec, SelectionId, StateId, WeightId,
+    WeightSpec,
 };
-use crate::layers::lookahead::Router;
+use crate::layers::router::Router;
 use crate::options::CacheType;
 use crate::{EngineOptions, Error};
 
@@ -136,28 +137,60 @@ impl<'a> Loader<'a> {
 
     /// A vector of `n` values, f32 in memory whatever it is in the file (norms are used element by element).
     pub(crate) fn vector(&mut self, name: &str, n: usize) -> Result<WeightId, Error> {
-        let tensor = self.tensor(name)?;
-        if tensor.ty == GgmlType::F32 {
+        if self.tensor(name)?.ty == GgmlType::F32 {
             return self.weight(name, n, 1, 1);
         }
-        let values = self.read_vector(tensor, n)?;
+        self.table(name, n, 1)
+    }
+
+    /// A part of a vector of `n` values.
+    pub(crate) fn elements(&mut self, name: &str, n: usize, part: Range<usize>) -> Result<WeightId, Error> {
+        let values = self.read_values(self.tensor(name)?, n, 1)?;
+        self.floats(name, part.len(), 1, &values[part])
+    }
+
+    /// The same, each value times `factor`.
+    pub(crate) fn scaled_vector(&mut self, name: &str, n: usize, factor: f32) -> Result<WeightId, Error> {
+        let mut values = self.read_values(self.tensor(name)?, n, 1)?;
+        values.iter_mut().for_each(|value| *value *= factor);
+        self.floats(name, n, 1, &values)
+    }
+
+    /// `rows` vectors of `n` values, of which a pass needs a few, f32 in memory whatever they are in the file.
+    pub(crate) fn table(&mut self, name: &str, n: usize, rows: usize) -> Result<WeightId, Error> {
+        let values = self.read_values(self.tensor(name)?, n, rows)?;
+        self.floats(name, n, rows, &values)
+    }
+
+    /// `n` ones: the weight of a norm that has none.
+    pub(crate) fn ones(&mut self, n: usize) -> Result<WeightId, Error> {
+        self.floats("ones", n, 1, &vec![1.0; n])
+    }
+
+    /// A vector of `n` values that is looked at while loading and not kept; zeros while only counting.
+    pub(crate) fn read_once(&self, name: &str, n: usize) -> Result<Vec<f32>, Error> {
+        self.read_values(self.tensor(name)?, n, 1)
+    }
+
+    /// A weight in f32 that no file has as it is.
+    fn floats(&mut self, name: &str, n: usize, rows: usize, values: &[f32]) -> Result<WeightId, Error> {
         let spec =
-            WeightSpec { name: name.to_owned(), format: GgmlType::F32.id(), n_in: n, n_out: 1, count: 1 };
-        self.ledger.weights += 4 * n as u64;
+            WeightSpec { name: name.to_owned(), format: GgmlType::F32.id(), n_in: n, n_out: rows, count: 1 };
+        self.ledger.weights += 4 * (n * rows) as u64;
         let Some(backend) = self.backend.as_deref_mut() else { return Ok(WeightId(u32::MAX)) };
         backend.weight(&spec, &mut |out| {
-            out.copy_from_slice(bytemuck::cast_slice(&values));
+            out.copy_from_slice(bytemuck::cast_slice(values));
             Ok(())
         })
     }
 
-    /// `n` values of a small tensor of any type; zeros while only counting.
-    fn read_vector(&self, tensor: &Tensor, n: usize) -> Result<Vec<f32>, Error> {
-        check_shape(tensor, &[n as u64, 1, 1])?;
+    /// `rows` times `n` values of a small tensor of any type; zeros while only counting.
+    fn read_values(&self, tensor: &Tensor, n: usize, rows: usize) -> Result<Vec<f32>, Error> {
+        check_shape(tensor, &[n as u64, rows as u64, 1])?;
         let format = kernels::format(tensor.ty.id()).filter(|f| n.is_multiple_of(f.block_elements));
         let format =
             format.ok_or_else(|| Error::TensorType { tensor: tensor.name.clone(), ty: tensor.ty.name() })?;
-        let mut values = vec![0.0; n];
+        let mut values = vec![0.0; n * rows];
         if self.backend.is_some() {
             (format.dequantize)(&self.checkpoint.read(&tensor.extent)?, &mut values);
         }
@@ -181,9 +214,23 @@ impl<'a> Loader<'a> {
     }
 
     fn weight(&mut self, name: &str, n_in: usize, n_out: usize, count: usize) -> Result<WeightId, Error> {
+        self.check_factor(name)?;
+        self.unscaled(name, n_in, n_out, count)
+    }
+
+    /// A matrix as [`Loader::matrix`], whose factor, if the file has one, the caller sees to.
+    pub(crate) fn matrix_beside_factor(
+        &mut self,
+        name: &str,
+        n_in: usize,
+        n_out: usize,
+    ) -> Result<WeightId, Error> {
+        self.unscaled(name, n_in, n_out, 1)
+    }
+
+    fn unscaled(&mut self, name: &str, n_in: usize, n_out: usize, count: usize) -> Result<WeightId, Error> {
         let tensor = self.tensor(name)?;
         check_shape(tensor, &[n_in as u64, n_out as u64, count as u64])?;
-        self.check_factor(name)?;
         let spec = WeightSpec { name: name.to_owned(), format: tensor.ty.id(), n_in, n_out, count };
         let bytes = spec
             .bytes()
@@ -206,6 +253,26 @@ impl<'a> Loader<'a> {
                 .and_then(|_| file.read_exact(out))
                 .map_err(|source| files::Error::io(path, source).into())
         })
+    }
+
+    /// Rows `rows` of a tensor of `n_out` rows that holds several matrices, one below the other.
+    pub(crate) fn rows(
+        &mut self,
+        name: &str,
+        n_in: usize,
+        n_out: usize,
+        rows: Range<usize>,
+    ) -> Result<WeightId, Error> {
+        let (tensor, format) = self.stack(name, n_in, n_out)?;
+        let row_bytes = (n_in / format.block_elements * format.block_bytes) as u64;
+        let extent = Extent {
+            offset: tensor.extent.offset + rows.start as u64 * row_bytes,
+            len: rows.len() as u64 * row_bytes,
+            ..tensor.extent
+        };
+        let name = format!("{name} (rows {}..{})", rows.start, rows.end);
+        let spec = WeightSpec { name, format: format.id, n_in, n_out: rows.len(), count: 1 };
+        self.cut(spec, &Tensor { extent, ..tensor.clone() }, &|bytes, out| out.copy_from_slice(bytes))
     }
 
     /// Stacked matrices cut from one tensor in which every head has `per_head` rows: of each head the rows `rows`, as stored.
@@ -268,6 +335,34 @@ impl<'a> Loader<'a> {
         })
     }
 
+    /// A matrix made of some rows of a tensor of `n_rows` rows, in this order, as stored. `part` names them in messages.
+    pub(crate) fn gather(
+        &mut self,
+        name: &str,
+        part: &str,
+        [n_in, n_rows]: [usize; 2],
+        rows: impl Iterator<Item = Range<usize>>,
+    ) -> Result<WeightId, Error> {
+        let (tensor, format) = self.stack(name, n_in, n_rows)?;
+        let row_bytes = n_in / format.block_elements * format.block_bytes;
+        let rows: Vec<_> = rows.collect();
+        let n_out = rows.iter().map(Range::len).sum();
+        let spec = WeightSpec { name: format!("{name} ({part})"), format: format.id, n_in, n_out, count: 1 };
+        self.cut(spec, tensor, &|bytes, out| {
+            let mut out = out.chunks_exact_mut(row_bytes);
+            for (row, own) in rows.iter().cloned().flatten().zip(&mut out) {
+                own.copy_from_slice(&bytes[row * row_bytes..(row + 1) * row_bytes]);
+            }
+        })
+    }
+
+    /// A small matrix of `n_out` rows of `n_in`, of any type, transposed and in f32: `n_in` rows of `n_out`.
+    pub(crate) fn columns(&mut self, name: &str, n_in: usize, n_out: usize) -> Result<WeightId, Error> {
+        let values = self.read_values(self.tensor(name)?, n_in, n_out)?;
+        let turned: Vec<f32> = (0..values.len()).map(|i| values[i % n_out * n_in + i / n_out]).collect();
+        self.floats(name, n_out, n_in, &turned)
+    }
+
     /// A tensor that is to be cut, and its format.
     fn stack(
         &self,
@@ -307,7 +402,7 @@ impl<'a> Loader<'a> {
 
     /// A small vector on the host (router bias).
     pub(crate) fn host_vector(&mut self, name: &str, n: usize) -> Result<Vec<f32>, Error> {
-        let values = self.read_vector(self.tensor(name)?, n)?;
+        let values = self.read_values(self.tensor(name)?, n, 1)?;
         self.ledger.weights += 4 * n as u64;
         if self.backend.is_some() {
             self.host_bytes += 4 * n as u64;
@@ -324,6 +419,12 @@ impl<'a> Loader<'a> {
     pub(crate) fn cache(&mut self, rows: usize, width: usize, coarse: usize, ty: CacheType) -> CacheId {
         self.ledger.caches += rows as u64 * ty.row_bytes(width, coarse);
         self.backend.as_deref_mut().map_or(CacheId(u32::MAX), |b| b.cache(rows, width, coarse, ty))
+    }
+
+    /// See [`Backend::state`].
+    pub(crate) fn state(&mut self, len: usize, places: usize) -> StateId {
+        self.ledger.caches += crate::backend::cpu::state_bytes(len, places);
+        self.backend.as_deref_mut().map_or(StateId(u32::MAX), |b| b.state(len, places))
     }
 
     pub(crate) fn selection(&mut self, tokens: usize, top_k: usize, context: usize) -> SelectionId {

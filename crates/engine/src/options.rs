@@ -107,6 +107,9 @@ pub struct EngineOptions {
     pub context: Option<u32>,
     /// Cache element type.
     pub cache_type: CacheType,
+    /// Places for snapshots of a sequence's state, of models that carry one from token to token; see
+    /// [`Engine::save`](crate::Engine::save).
+    pub snapshots: u32,
     /// Compute threads for one token; `None` = the cores this process may use.
     pub threads: Option<u32>,
     /// Compute threads for several tokens; `None` = as for one.
@@ -181,6 +184,7 @@ impl Default for EngineOptions {
             ubatch: DEFAULT_UBATCH,
             context: None,
             cache_type: CacheType::default(),
+            snapshots: 0,
             threads: None,
             threads_batch: None,
             slot8: true,
@@ -226,6 +230,7 @@ impl EngineOptions {
             ("--ubatch", self.ubatch == other.ubatch),
             ("--ctx", self.context == other.context),
             ("--cache-type", self.cache_type == other.cache_type),
+            ("snapshots", self.snapshots == other.snapshots),
             ("--threads", self.threads == other.threads),
             ("--threads-batch", self.threads_batch == other.threads_batch),
             ("--no-slot8", self.slot8 == other.slot8),

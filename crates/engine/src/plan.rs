@@ -246,6 +246,7 @@ fn check_options(options: &EngineOptions) -> Result<(), Error> {
     range("--batch", u64::from(options.batch), 1, 65536)?;
     range("--threads", options.threads() as u64, 1, 1024)?;
     range("--threads-batch", options.threads_batch() as u64, 1, 1024)?;
+    range("snapshots", u64::from(options.snapshots), 0, 1024)?;
     range("--io-threads", u64::from(options.io_threads), 1, 256)?;
     range("--io-split", u64::from(options.io_split.unwrap_or(1)), 1, 16)?;
     if !(options.latent_eps.is_finite() && options.latent_eps >= 0.0) {

@@ -7,14 +7,14 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use common::{OnDisk, exact};
+use common::{OnDisk, exact, listed};
 use files::GgmlType;
 use slotbank_engine::{
     AttentionMode, BankSize, CacheType, Engine, EngineOptions, Event, GenerateOptions, Promote, ReaderChoice,
     SamplingOptions, Want,
 };
 use toy::weights::tokens;
-use toy::{Toy, Types};
+use toy::{Listed, Toy, Types};
 
 struct Counting;
 
@@ -54,7 +54,7 @@ const COUNTED: usize = 40;
 
 /// Allocations of `COUNTED` single-token passes after a prompt and `WARM_UP` of them.
 fn allocations_per_run(engine: &mut Engine) -> (u64, u64) {
-    let tokens = tokens("allocations", 20 + WARM_UP + COUNTED, 96);
+    let tokens = tokens("allocations", 20 + WARM_UP + COUNTED, engine.model().n_vocab.min(80));
     let mut sequence = engine.new_sequence().expect("a free sequence");
     let (mut sum, mut before, mut misses) = (0.0, 0, 0);
     engine
@@ -106,6 +106,33 @@ fn decoding_without_an_indexer_allocates_nothing() {
     let floor = EngineOptions { bank: BankSize::SlotsPerLayer(3), ..exact() };
     for options in [exact(), EngineOptions { threads: Some(3), cache_type: CacheType::F16, ..floor }] {
         assert_eq!(allocations_per_run(&mut model.load(options)).0, 0);
+    }
+}
+
+/// Keys and values instead of latents, windows, sinks and biases.
+#[test]
+fn decoding_with_grouped_queries_allocates_nothing() {
+    let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    for name in ["gemma4", "glm4moe", "gpt_oss"] {
+        let model = listed(&Listed::named(name), &Types::all(GgmlType::Q8_0));
+        let floor = EngineOptions { bank: BankSize::SlotsPerLayer(4), ..exact() };
+        let small = EngineOptions { threads: Some(3), cache_type: CacheType::Q8, ..floor.clone() };
+        for options in [exact(), floor, small] {
+            assert_eq!(allocations_per_run(&mut model.load(options)).0, 0, "{name}");
+        }
+    }
+}
+
+/// States of sequences are copied and written in place.
+#[test]
+fn decoding_with_states_allocates_nothing() {
+    let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    for name in ["qwen35moe", "qwen3next_legacy"] {
+        let model = listed(&Listed::named(name), &Types::all(GgmlType::Q8_0));
+        let floor = EngineOptions { bank: BankSize::SlotsPerLayer(4), snapshots: 1, ..exact() };
+        for options in [exact(), EngineOptions { threads: Some(3), cache_type: CacheType::F16, ..floor }] {
+            assert_eq!(allocations_per_run(&mut model.load(options)).0, 0, "{name}");
+        }
     }
 }
 

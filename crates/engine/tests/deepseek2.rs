@@ -327,7 +327,7 @@ fn what_the_maths_cannot_run_is_refused_with_key_and_value() {
     let toy = Toy::from_fixture(&Fixture::named("v3"));
     let cases: [(&str, files::Value, &str); 6] = [
         ("rope.scaling.type", "longrope".into(), "longrope"),
-        ("expert_gating_func", 3u32.into(), "expert_gating_func 3"),
+        ("expert_gating_func", 4u32.into(), "expert_gating_func 4"),
         ("attention.key_length_mla", 16u32.into(), "leaves nothing"),
         ("rope.dimension_count", 15u32.into(), "odd"),
         ("expert_group_count", 5u32.into(), "5 groups"),

@@ -7,11 +7,11 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicI64, Ordering};
 
-use common::{OnDisk, exact, run};
+use common::{OnDisk, exact, listed, run};
 use files::{Class, GgmlType};
 use slotbank_engine::{AttentionMode, BankSize, CacheType, Engine, EngineOptions, Promote};
 use toy::weights::tokens;
-use toy::{Toy, Types};
+use toy::{Listed, Toy, Types};
 
 struct Weighing;
 
@@ -109,6 +109,54 @@ fn planned_bytes_are_allocated_bytes() {
         assert_eq!(LIVE_BYTES.load(Ordering::Relaxed), warm, "{what}: running leaks");
         assert_eq!(engine.stats().allocated_bytes, plan.total_bytes, "{what}");
         drop(engine);
+    }
+}
+
+/// Keys and values of all positions are planned, also of layers that see a window only.
+#[test]
+fn keys_and_values_are_planned_as_they_are_allocated() {
+    let _alone = alone();
+    for name in ["qwen3moe_yarn", "glm4moe", "glm4moe_air", "minimax_m2", "gpt_oss"] {
+        let f = Listed::named(name);
+        let model = listed(&f, &Types::all(GgmlType::Q8_0));
+        for options in [
+            exact(),
+            EngineOptions { bank: BankSize::SlotsPerLayer(4), context: Some(500), ..exact() },
+            EngineOptions { cache_type: CacheType::F16, ubatch: 1, ..exact() },
+            EngineOptions { cache_type: CacheType::Q8, threads: Some(5), context: Some(77), ..exact() },
+        ] {
+            let what = format!("{name}, {options:?}");
+            let plan = Engine::plan(&model.open(), &options).unwrap_or_else(|e| panic!("{what}: {e}"));
+            let mut engine = model.load(options);
+            assert_eq!(engine.stats().allocated_bytes, plan.total_bytes, "{what}");
+            run(&mut engine, &f.tokens, &[40, 1]);
+            assert_eq!(engine.stats().allocated_bytes, plan.total_bytes, "{what}");
+        }
+    }
+}
+
+#[test]
+fn planned_states_are_allocated_states() {
+    let _alone = alone();
+    for name in ["qwen35moe", "qwen3next_legacy"] {
+        let model = listed(&Listed::named(name), &Types::all(GgmlType::Q8_0));
+        let checkpoint = model.open();
+        let mut cache_bytes = Vec::new();
+        for snapshots in [0, 1, 3] {
+            for options in [exact(), EngineOptions { ubatch: 1, threads: Some(5), ..exact() }] {
+                let options = EngineOptions { snapshots, ..options };
+                let what = format!("{name}, {options:?}");
+                let plan = Engine::plan(&checkpoint, &options).unwrap_or_else(|e| panic!("{what}: {e}"));
+                let mut engine = Engine::load(&checkpoint, options).unwrap_or_else(|e| panic!("{what}: {e}"));
+                assert_eq!(engine.stats().allocated_bytes, plan.total_bytes, "{what}");
+                run(&mut engine, &tokens("memory", 60, 64), &[50, 1]);
+                assert_eq!(engine.stats().allocated_bytes, plan.total_bytes, "{what}");
+                cache_bytes.push(plan.rows.iter().find(|row| row.name == "cache").expect("a row").bytes);
+            }
+        }
+        // The step's two copies and one per snapshot, whatever the context.
+        let one = cache_bytes[2] - cache_bytes[0];
+        assert!(one > 0 && cache_bytes[4] - cache_bytes[0] == 3 * one, "{name}: {cache_bytes:?}");
     }
 }
 

@@ -61,7 +61,12 @@ fn text_is_the_same_at_the_floor_and_with_everything_resident() {
         let tokenizer = engine.tokenizer().expect("the twin has a vocabulary").clone();
         let prompt = tokenizer.encode("Once upon a time", text::Specials::Plain).expect("encodes");
         let sampling = SamplingOptions { temperature: 0.8, seed: 7, ..SamplingOptions::default() };
-        let request = GenerateOptions { max_tokens: Some(24), sampling, ignore_eos: true };
+        let request = GenerateOptions {
+            max_tokens: Some(24),
+            sampling,
+            ignore_eos: true,
+            ..GenerateOptions::default()
+        };
         let mut sequence = engine.new_sequence().expect("a free sequence");
         engine
             .generate(&mut sequence, &prompt, &request, &AtomicBool::new(false), &mut |_| {})

@@ -188,3 +188,78 @@ fn a_bare_sidecar_is_described_from_its_manifest() {
     assert_eq!(json["experts"]["families"][0]["family"], "ffn_gate_exps");
     assert_eq!(json["experts"]["families"][0]["types"][0]["type"], "IQ1_M", "the largest comes first");
 }
+
+/// The default toy with the dense tensors of another family: `layer` in every layer, `dense` and `routed` where they belong.
+fn with_tensors(arch: &str, layer: &[&str], dense: &[&str], routed: &[&str]) -> Toy {
+    let mut toy = Toy::default();
+    let old: Vec<(String, Value)> = toy.metadata.iter().map(|(k, v)| (k.to_owned(), v.clone())).collect();
+    toy.metadata = Metadata::new();
+    for (key, value) in old.into_iter().filter(|(key, _)| !key.contains("indexer")) {
+        toy.metadata.insert(key.replace("glm-dsa.", &format!("{arch}.")), value);
+    }
+    toy.metadata.insert("general.architecture", arch);
+    toy.metadata.insert(format!("{arch}.attention.head_count"), 8u32);
+    toy.metadata.insert(format!("{arch}.attention.head_count_kv"), 2u32);
+    toy.tensors.retain(|spec| spec.is_expert() || !spec.name.starts_with("blk."));
+    if dense.is_empty() {
+        toy.metadata.retain(|key| !key.ends_with("leading_dense_block_count"));
+        for family in ["gate", "up", "down"] {
+            let name = format!("blk.0.ffn_{family}_exps.weight");
+            toy.tensors.push(common::Spec::new(name, GgmlType::Q8_0, &[EMBD, FF, EXPERTS]));
+        }
+    }
+    // The prediction layer's are not looked at.
+    for i in 0..3 {
+        let rest = if i == 0 && !dense.is_empty() { dense } else { routed };
+        let names = layer.iter().chain(rest).map(|name| format!("blk.{i}.{name}"));
+        toy.tensors.extend(names.map(|name| common::Spec::new(name, GgmlType::F32, &[7])));
+    }
+    toy
+}
+
+#[test]
+fn families_with_keys_of_their_own_list_what_they_lack() {
+    let projections =
+        ["attn_norm.weight", "attn_q.weight", "attn_k.weight", "attn_v.weight", "attn_output.weight"];
+    let normed =
+        [&projections[..], &["attn_q_norm.weight", "attn_k_norm.weight", "ffn_norm.weight"]].concat();
+    let post = [&projections[..], &["post_attention_norm.weight"]].concat();
+    let shared = ["ffn_gate_shexp.weight", "ffn_up_shexp.weight", "ffn_down_shexp.weight"];
+    let router = ["ffn_gate_inp.weight"];
+    let biased = ["ffn_gate_inp.weight", "exp_probs_b.bias"];
+    let logits = ["ffn_gate_inp.weight", "ffn_gate_inp.bias"];
+    let dense = ["ffn_gate.weight", "ffn_up.weight", "ffn_down.weight"];
+    let families = [
+        ("qwen3moe", normed.clone(), &[][..], [&router[..], &shared].concat()),
+        ("glm4moe", post.clone(), &dense[..], [&biased[..], &shared].concat()),
+        ("minimax-m2", normed, &[][..], [&biased[..], &shared].concat()),
+        ("gpt-oss", [&post[..], &["attn_sinks.weight"]].concat(), &[][..], [&logits[..], &shared].concat()),
+    ];
+    for (arch, layer, dense, routed) in families {
+        let toy = with_tensors(arch, &layer, dense, &routed);
+        let it = inspected(&toy);
+        assert_eq!(it.missing, [""; 0], "{arch}");
+        assert_eq!((it.geometry.head_count, it.geometry.head_count_kv), (vec![8], vec![2]));
+        let all: Vec<String> = toy
+            .tensors
+            .iter()
+            .filter(|spec| spec.name.starts_with("blk.1."))
+            .map(|spec| spec.name.clone())
+            .collect();
+        // A layer without its router needs no experts, and experts are not what is looked at here.
+        for gone in
+            all.into_iter().filter(|name| !name.contains("_exps") && !name.contains("gate_inp.weight"))
+        {
+            let mut lacking = toy.clone();
+            lacking.tensors.retain(|spec| spec.name != gone);
+            assert_eq!(inspected(&lacking).missing, [gone], "{arch}");
+        }
+        let mut fused = toy.clone();
+        fused.tensors.retain(|spec| !spec.name.contains("attn_q.") && !spec.name.contains("attn_k."));
+        assert_eq!(inspected(&fused).missing.len(), 6, "{arch}: queries and keys of three layers");
+        for spec in fused.tensors.iter_mut().filter(|spec| spec.name.contains("attn_v.")) {
+            spec.name = spec.name.replace("attn_v", "attn_qkv");
+        }
+        assert_eq!(inspected(&fused).missing, [""; 0], "{arch}: all three in one");
+    }
+}

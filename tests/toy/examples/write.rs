@@ -23,6 +23,53 @@ fn main() {
     }
     for toy in Listed::all() {
         toy.write(&Types::all(GgmlType::F32), &Path::new(&folder).join(format!("{}.gguf", toy.name)));
+        if toy.architecture() == "gpt-oss" {
+            let path = Path::new(&folder).join(format!("{}.llama.gguf", toy.name));
+            toy.write_edited(&Types::all(GgmlType::F32), &path, |_| true, rounded_ramp);
+        } else if toy.architecture() == "qwen3moe" && toy.tensors.iter().any(|t| t.name.contains(GATE_UP)) {
+            apart(&toy, &Path::new(&folder).join(format!("{}.llama.gguf", toy.name)));
+        }
+    }
+}
+
+const GATE_UP: &str = "ffn_gate_up_exps";
+
+/// llama.cpp takes gate and up of this architecture from two tensors only.
+fn apart(toy: &Listed, path: &Path) {
+    let mut writer = Writer::new(toy.metadata.clone()).expect("toy metadata is sound");
+    for spec in &toy.tensors {
+        let bytes = toy.bytes(spec, GgmlType::F32);
+        if !spec.name.contains(GATE_UP) {
+            writer
+                .tensor_bytes(spec.name.clone(), GgmlType::F32, &spec.shape, bytes)
+                .expect("a sound tensor");
+            continue;
+        }
+        let [hidden, both, experts] = spec.shape[..] else { panic!("{} is no stack", spec.name) };
+        let half = 4 * (hidden * both / 2) as usize;
+        for (i, part) in ["ffn_gate_exps", "ffn_up_exps"].into_iter().enumerate() {
+            let rows = bytes.chunks_exact(half).skip(i).step_by(2).flatten().copied().collect::<Vec<u8>>();
+            let name = spec.name.replace(GATE_UP, part);
+            writer
+                .tensor_bytes(name, GgmlType::F32, &[hidden, both / 2, experts], rows)
+                .expect("a sound tensor");
+        }
+    }
+    writer.write_file(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+}
+
+/// llama.cpp rounds the ends of YaRN's ramp to whole pairs, outwards, and does not read where they are. These numbers of rotations are
+/// where it puts them.
+fn rounded_ramp(m: &mut Metadata) {
+    let number =
+        |key: &str| f64::from(m.f32(&format!("gpt-oss.{key}")).ok().flatten().expect("a toy with YaRN"));
+    let (base, dim) = (number("rope.freq_base"), number("attention.key_length"));
+    let full = number("rope.scaling.original_context_length") / std::f64::consts::TAU;
+    let pair = |rotations: f64| dim * (full / rotations).ln() / (2.0 * base.ln());
+    let rotations = |pair: f64| (full * base.powf(-2.0 * pair / dim)) as f32;
+    let ends = [rotations(pair(32.0).floor()), rotations(pair(1.0).ceil())];
+    for (name, end) in ["fast", "slow"].into_iter().zip(ends) {
+        m.insert(format!("gpt-oss.rope.scaling.yarn_beta_{name}"), end);
     }
 }
 

@@ -38,10 +38,6 @@ fn scale_fields(ty: GgmlType) -> &'static [(usize, f32)] {
 
 /// Bytes of tensor `name` (`n` elements in whole rows) of a model of `seed`, stored as `ty`.
 pub fn encode(ty: GgmlType, seed: u64, name: &str, n: usize) -> Vec<u8> {
-    if kernels::format(ty.id()).is_none() {
-        // Nobody can read these; they are there to be refused.
-        return vec![0; ty.row_bytes(n as u64).expect("whole rows hold whole blocks") as usize];
-    }
     match quantise(ty, &|| values(seed, name, n)) {
         Some(bytes) => bytes,
         None => random(ty, seed, name, n),
@@ -61,6 +57,9 @@ pub fn quantise(ty: GgmlType, values: &dyn Fn() -> Vec<f32>) -> Option<Vec<u8>> 
 /// Random valid blocks.
 pub fn random(ty: GgmlType, seed: u64, name: &str, n: usize) -> Vec<u8> {
     let bytes = ty.row_bytes(n as u64).expect("whole rows hold whole blocks") as usize;
+    if kernels::format(ty.id()).is_none() {
+        return vec![0; bytes]; // nobody can read these; they are there to be refused
+    }
     let stream = Stream::new(seed, &format!("{name} as {ty}"));
     let words = bytes.div_ceil(8) as u64;
     let mut out: Vec<u8> = (0..words).flat_map(|i| stream.bits(i).to_le_bytes()).collect();

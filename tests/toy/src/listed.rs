@@ -4,7 +4,6 @@
 //! The fixtures are `tests/fixtures/families/*.json`, written by `tools/goldens/listed.py`.
 
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use files::gguf::{Value, Writer};
@@ -29,6 +28,8 @@ pub struct Listed {
     pub tensors: Vec<TensorSpec>,
     /// Tensors whose values are not spread as their names say: the middle and the half width of the range.
     pub ranges: BTreeMap<String, [f32; 2]>,
+    /// Tensors whose values are listed, in F32.
+    pub values: BTreeMap<String, Vec<f32>>,
     /// The input.
     pub tokens: Vec<u32>,
     /// Smallest margin of any discrete choice in the fixture, by kind.
@@ -94,6 +95,7 @@ struct Tensor {
     shape: Vec<u64>,
     role: RoleName,
     range: Option<[f32; 2]>,
+    values: Option<Vec<f32>>,
 }
 
 /// What a tensor is for, which decides how it may be stored.
@@ -172,13 +174,16 @@ impl Listed {
         layers.min().unwrap_or(0)
     }
 
-    /// Stored bytes of a tensor.
+    /// Stored bytes of a tensor. A range of its own is kept where there is a quantiser; random blocks are as large as always.
     pub fn bytes(&self, spec: &TensorSpec, ty: GgmlType) -> Vec<u8> {
+        if let Some(values) = self.values.get(&spec.name) {
+            return files::gguf::f32_bytes(values);
+        }
         let Some(&[middle, half_width]) = self.ranges.get(&spec.name) else {
             return blocks::encode(ty, self.seed, &spec.name, spec.len());
         };
         blocks::quantise(ty, &|| weights::values_in(self.seed, &spec.name, spec.len(), middle, half_width))
-            .unwrap_or_else(|| panic!("{} cannot be encoded as {ty}", spec.name))
+            .unwrap_or_else(|| blocks::random(ty, self.seed, &spec.name, spec.len()))
     }
 
     /// One GGUF with weights stored as `types`.
@@ -214,6 +219,7 @@ impl From<Record> for Listed {
             metadata.insert(key, value);
         }
         let ranges = r.tensors.iter().filter_map(|t| Some((t.name.clone(), t.range?))).collect();
+        let values = r.tensors.iter().filter_map(|t| Some((t.name.clone(), t.values.clone()?))).collect();
         let spec = |t: Tensor| TensorSpec { role: t.role.role(&t.name), name: t.name, shape: t.shape };
         Self {
             logits: rows(&r.logits, r.vocab_size),
@@ -224,6 +230,7 @@ impl From<Record> for Listed {
             seed: r.seed,
             metadata,
             ranges,
+            values,
             tokens: r.tokens,
             margins: r.margins,
         }

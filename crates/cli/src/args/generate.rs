@@ -23,6 +23,7 @@ impl GenerateArgs {
             max_tokens: Some(self.sampling.max_tokens as usize),
             sampling: self.sampling.options(),
             ignore_eos: self.sampling.ignore_eos,
+            ..GenerateOptions::default()
         }
     }
 }

@@ -7,7 +7,7 @@
 use std::io::{BufRead, IsTerminal};
 use std::process::ExitCode;
 
-use engine::{Finish, GenerateOptions, Sequence};
+use engine::{EngineOptions, Finish, GenerateOptions, Sequence};
 use files::Class;
 use rustyline::error::ReadlineError;
 use text::{Message, RenderOptions, Tokenizer, chat::encode};
@@ -58,7 +58,9 @@ enum Line {
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let model = session::open(args.model.path(), &args.model.sidecar)?;
-    let session = session::load(&model, &args.generate.bank, args.generate.quiet)?;
+    // What of a prompt comes again with the next one has to be come back to.
+    let options = EngineOptions { snapshots: 1, ..args.generate.bank.options() };
+    let session = session::load_with(&model, &args.generate.bank, options, args.generate.quiet)?;
     let tokenizer = tokenizer(&session)?;
     if session.engine.chat_template().is_none() {
         return Err(Report::new(Class::Unsupported, "this model carries no chat template")
@@ -179,12 +181,17 @@ impl Talk {
 
     fn reply(&mut self) -> Result<String, Failure> {
         let template = self.session.engine.chat_template().expect("checked before the conversation began");
-        let render = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
+        let mut render = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
         let tokens = encode(&self.tokenizer, template, &self.messages, &render)?;
         // At least one token has to run, or there are no logits to sample from.
-        let common = self.cached.iter().zip(&tokens).take_while(|(a, b)| a == b).count();
-        let kept = common.min(tokens.len().saturating_sub(1));
-        self.sequence.truncate(kept);
+        let kept = common(&self.cached, &tokens).min(tokens.len().saturating_sub(1));
+        let kept = self.sequence.truncate(kept);
+        if self.sequence.carries_state() {
+            // The next prompt will have the messages, but maybe not what asks for this reply, nor all of the reply.
+            render.add_generation_prompt = false;
+            let messages = encode(&self.tokenizer, template, &self.messages, &render)?;
+            self.options.save_after = common(&messages, &tokens).checked_sub(kept).filter(|&n| n > 0);
+        }
 
         let mut printer = Printer::new(&self.tokenizer, true);
         let done =
@@ -210,6 +217,11 @@ impl Talk {
         }
         Ok(text)
     }
+}
+
+/// How many tokens two texts have in common from their beginning.
+fn common(a: &[u32], b: &[u32]) -> usize {
+    a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 
 /// Lines from a person or from a pipe.

@@ -165,7 +165,7 @@ fn answer_all(
             // Room for a leading blank and for what shows that the answer has ended.
             max_tokens: Some(answer.len() + 3),
             sampling: SamplingOptions { temperature: 0.0, ..SamplingOptions::default() },
-            ignore_eos: false,
+            ..GenerateOptions::default()
         };
         let (completion, finish) = complete(session, tokenizer, &prompt, &options)?;
         if finish == Finish::Interrupted {

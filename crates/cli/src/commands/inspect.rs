@@ -93,27 +93,28 @@ fn layers_line(inspection: &Inspection) -> String {
 fn widths(inspection: &Inspection) -> Vec<(&'static str, String)> {
     let geometry = &inspection.geometry;
     let list = |values: &[u64]| values.iter().map(u64::to_string).collect::<Vec<_>>().join("/");
+    let mut width = format!("{}, {} heads", number(geometry.embedding_length), list(&geometry.head_count));
+    // A latent is shared by all heads; what files say there of keys is about its form.
+    let grouped = !geometry.head_count_kv.is_empty() && geometry.head_count_kv != geometry.head_count;
+    if grouped && geometry.kv_lora_rank.is_none() {
+        width += &format!(" on {} keys", list(&geometry.head_count_kv));
+    }
+    if !geometry.feed_forward_length.is_empty() {
+        width += &format!(", feed-forward {}", list(&geometry.feed_forward_length));
+    }
     let mut rows = vec![
-        (
-            "width",
-            format!(
-                "{}, {} heads, feed-forward {}",
-                number(geometry.embedding_length),
-                list(&geometry.head_count),
-                list(&geometry.feed_forward_length)
-            ),
-        ),
+        ("width", width),
         ("context", number(geometry.context_length)),
         ("vocabulary", number(geometry.vocabulary)),
     ];
     if geometry.expert_count.is_some_and(|n| n > 0) {
+        let shared = geometry.expert_shared_count.map(|n| format!("{n} shared, ")).unwrap_or_default();
         rows.push((
             "experts",
             format!(
-                "{} per layer, {} used, {} shared, width {}",
+                "{} per layer, {} used, {shared}width {}",
                 number(geometry.expert_count),
                 number(geometry.expert_used_count),
-                number(geometry.expert_shared_count),
                 list(&geometry.expert_feed_forward_length)
             ),
         ));

@@ -153,8 +153,8 @@ impl Reader {
             return Err(bad(format!("windows of {length} tokens")));
         }
         let rows = count as u64 * (length - 1 - length / 2) as u64;
-        let expected =
-            20 + 4 * count as u64 * length as u64 + rows.saturating_mul(form.row_bytes(n_vocab) as u64);
+        let ids_bytes = 4 * count as u64 * length as u64;
+        let expected = (20 + ids_bytes).saturating_add(rows.saturating_mul(form.row_bytes(n_vocab) as u64));
         if expected != bytes {
             return Err(bad(format!(
                 "it has {bytes} bytes, {count} windows of {length} tokens take {expected}"
@@ -226,7 +226,7 @@ mod tests {
             Windows::over((0..19).map(|t| t % 7).collect(), 8, None, None, None).expect("two windows");
         let mut writer =
             Writer::new(tempfile::tempfile().expect("a file"), form, &windows, 7).expect("a header");
-        (0..windows.rows()).for_each(|row| writer.push(&logits(row)).expect("a row"));
+        (0..windows.count * windows.rows()).for_each(|row| writer.push(&logits(row)).expect("a row"));
         (writer.finish().expect("flushed"), windows)
     }
 
@@ -237,7 +237,7 @@ mod tests {
             let (mut reader, found) = Reader::new(file, Path::new("x")).expect("sound");
             assert_eq!(found, windows);
             let mut log_probs = Vec::new();
-            for row in 0..windows.rows() {
+            for row in 0..windows.count * windows.rows() {
                 reader.next(&mut log_probs).expect("a row");
                 let logits = logits(row);
                 let (total, max) = (log_sum_exp(&logits), logits.iter().copied().fold(f32::MIN, f32::max));

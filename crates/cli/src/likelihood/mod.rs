@@ -58,8 +58,6 @@ pub(crate) struct Windows {
 
 /// One prediction that counts.
 pub(crate) struct Row<'a> {
-    /// Which window.
-    pub(crate) window: usize,
     /// The token that followed.
     pub(crate) target: u32,
     /// One per token of the vocabulary.
@@ -136,12 +134,9 @@ impl Windows {
         Ok(Self { tokens, length, step, first, count, bos })
     }
 
-    /// Predictions that count, over all windows.
+    /// Predictions that count in each window.
+    #[cfg(test)]
     pub(crate) fn rows(&self) -> usize {
-        self.count * self.rows_per_window()
-    }
-
-    pub(crate) fn rows_per_window(&self) -> usize {
         self.length - 1 - self.first
     }
 
@@ -185,7 +180,7 @@ impl Windows {
                 return;
             }
             result = if logits.iter().all(|logit| logit.is_finite()) {
-                row(Row { window, target: text[position + 1], logits })
+                row(Row { target: text[position + 1], logits })
             } else {
                 let at = window * self.step + position;
                 Err(Report::new(
@@ -255,7 +250,7 @@ mod tests {
     #[test]
     fn windows_follow_each_other_and_their_second_halves_count() {
         let plain = windows(35, 8, None);
-        assert_eq!((plain.step, plain.first, plain.count, plain.rows_per_window()), (8, 4, 4, 3));
+        assert_eq!((plain.step, plain.first, plain.count, plain.rows()), (8, 4, 4, 3));
         assert_eq!(plain.tokens.len(), 32);
     }
 
@@ -263,7 +258,7 @@ mod tests {
     fn strided_windows_predict_every_token_once() {
         let strided = windows(35, 10, Some(4));
         // Windows at 0, 4, … of which the last ends before the text does; each predicts its last four tokens.
-        assert_eq!((strided.first, strided.rows_per_window(), strided.count), (5, 4, 7));
+        assert_eq!((strided.first, strided.rows(), strided.count), (5, 4, 7));
         let predicted: Vec<usize> =
             (0..strided.count).flat_map(|w| (6..10).map(move |j| w * 4 + j)).collect();
         assert_eq!(predicted, (6..34).collect::<Vec<_>>());

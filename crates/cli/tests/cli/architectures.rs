@@ -2,7 +2,7 @@
 
 use files::GgmlType;
 use files::gguf::Writer;
-use toy::{Convention, Layout, Toy, Types, Vocabulary};
+use toy::{Convention, Layout, Listed, Toy, Types, Vocabulary};
 
 use crate::support::{Place, talking};
 
@@ -50,4 +50,40 @@ fn a_model_without_its_indexer_runs_and_says_so_once() {
         assert!(warnings.len() == 1 && warnings[0].contains("indexer"), "{}", done.stderr);
     }
     assert_eq!(place.run("inspect m.gguf --json").expect(0).json()["missing"], serde_json::json!([]));
+}
+
+/// `inspect`, `plan`, `extract --pack` and `logits` of a model whose gates and ups are one tensor: the same logits from all of them.
+#[test]
+fn fused_experts_go_through_every_command() {
+    let place = Place::new();
+    let f = Listed::named("gemma4_wide");
+    let experts = vec![[GgmlType::IQ1_M, GgmlType::F32, GgmlType::IQ2_XXS]];
+    f.write(&Types { dense: GgmlType::Q8_0, experts }, &place.path("m.gguf"));
+    let inspected = place.run("inspect m.gguf --json").expect(0).json();
+    assert_eq!(
+        (&inspected["architecture"], &inspected["missing"]),
+        (&"gemma4".into(), &serde_json::json!([]))
+    );
+    let families: Vec<_> = inspected["experts"]["families"].as_array().expect("a list").iter().collect();
+    let named: Vec<_> = families.iter().map(|line| (&line["family"], &line["tensors"])).collect();
+    assert_eq!(named, [(&"ffn_down_exps".into(), &3.into()), (&"ffn_gate_up_exps".into(), &3.into())]);
+    // 3 matrices of 256 x 256 in each of 8 experts of 3 layers.
+    assert_eq!(inspected["parameters"]["experts"], 3 * 256 * 256 * 8 * 3);
+    place.run("plan m.gguf --bank 3 --no-measure").expect(0);
+    for (folder, options) in [("a", "layer-major"), ("b", "expert-major"), ("c", "expert-major --pack")] {
+        // With scalar kernels, among which packing pays everywhere.
+        let args = format!("extract m.gguf {folder} -q --dense --layout {options}");
+        let mut command = place.command();
+        command.env("SLOTBANK_ISA", "scalar").args(args.split_whitespace());
+        place.done(command.output().expect("the binary starts")).expect(0);
+        place.run(&format!("verify {folder} -q --against m.gguf")).expect(0);
+    }
+    assert!(place.run("inspect c").expect(0).stdout.contains("; unpacked "));
+    let tokens = f.tokens.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
+    let logits =
+        |model: &str| place.run(&format!("logits {model} --tokens {tokens} --json")).expect(0).stdout;
+    let reference = logits("m.gguf --bank all");
+    for model in ["m.gguf --bank 3", "a --bank 4", "b --bank 3", "c --bank 5", "c --bank all"] {
+        assert_eq!(logits(model), reference, "{model}");
+    }
 }

@@ -12,6 +12,7 @@ mod parts;
 use std::ops::Range;
 
 use experts::{Bank, Resident};
+use kernels::ops::Glu;
 
 pub use parts::{Part, PartTimes};
 
@@ -29,6 +30,11 @@ pub struct Buf(pub u32);
 /// Rows of cached state that outlive a step: one per sequence and layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CacheId(pub u32);
+
+/// Numbers that a layer carries from token to token: one per sequence, layer and kind. Other than cached rows they cannot be cut back
+/// to an earlier position, hence [`StateChange`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StateId(pub u32);
 
 /// The positions each token of the step attends to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -128,14 +134,18 @@ impl WeightSpec {
 /// A rotary embedding: see `kernels::ops::Rope`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RopeSpec {
-    /// Rotated elements per head.
+    /// Rotated elements per head, from its start; what lies behind them stays.
     pub dim: usize,
+    /// Which elements turn together.
+    pub pairing: kernels::ops::Pairing,
     /// Tokens of one step at most; the angles of a step are computed once for all layers.
     pub rows: usize,
     /// Base frequency.
     pub theta: f32,
     /// YaRN, where the model asks for it.
     pub yarn: Option<kernels::ops::Yarn>,
+    /// A divisor for the frequency of each pair `[dim / 2]`, where the model has them.
+    pub factors: Option<Vec<f32>>,
 }
 
 /// What scratch is sized for: the largest operation of each kind.
@@ -149,6 +159,10 @@ pub struct ScratchSpec {
     pub heads: usize,
     /// Elements of a cached latent row.
     pub cache_width: usize,
+    /// Heads that share keys in [`Backend::attention_kv`], and elements of a key and of a value; zeros where it does not run.
+    pub kv: [usize; 3],
+    /// Elements of a head of the delta rule; 0 where it does not run.
+    pub delta: usize,
     /// Heads of the indexer; 0 where it does not run.
     pub index_heads: usize,
     /// Elements of an index key.
@@ -157,12 +171,29 @@ pub struct ScratchSpec {
     pub routed: [usize; 2],
 }
 
+impl ScratchSpec {
+    /// Enough for either.
+    pub fn max(self, other: Self) -> Self {
+        Self {
+            rows: self.rows.max(other.rows),
+            row: self.row.max(other.row),
+            heads: self.heads.max(other.heads),
+            cache_width: self.cache_width.max(other.cache_width),
+            kv: std::array::from_fn(|i| self.kv[i].max(other.kv[i])),
+            delta: self.delta.max(other.delta),
+            index_heads: self.index_heads.max(other.index_heads),
+            index_head_dim: self.index_head_dim.max(other.index_head_dim),
+            routed: std::array::from_fn(|i| self.routed[i].max(other.routed[i])),
+        }
+    }
+}
+
 /// How each token's positions are chosen in one layer.
 #[derive(Debug, Clone, Copy)]
 pub enum Select {
     /// All positions up to the token's own.
     All,
-    /// The last `n`.
+    /// The last `n`, the token's own among them.
     Recent(usize),
 }
 
@@ -204,6 +235,106 @@ pub struct LatentAttention {
     pub out: View,
 }
 
+/// Operands of attention over cached keys and values, each shared by a group of consecutive heads.
+#[derive(Debug, Clone, Copy)]
+pub struct KvAttention {
+    /// `[tokens, n_heads, head_dim]`.
+    pub queries: View,
+    /// `[positions, n_kv_heads * head_dim]`.
+    pub keys: CacheId,
+    /// `[positions, n_kv_heads * value_dim]`.
+    pub values: CacheId,
+    /// Heads; head `h` reads keys and values number `h / (n_heads / n_kv_heads)`.
+    pub n_heads: usize,
+    /// Keys and values per position; divides `n_heads`.
+    pub n_kv_heads: usize,
+    /// Elements of a query and of a key.
+    pub head_dim: usize,
+    /// Elements of a value.
+    pub value_dim: usize,
+    /// Softmax scale.
+    pub scale: f32,
+    /// `[n_heads]`: a score per head that takes its share of the softmax and has no value.
+    pub sinks: Option<WeightId>,
+    /// Which positions; made by [`Backend::select`].
+    pub selection: SelectionId,
+    /// `[tokens, n_heads, value_dim]`.
+    pub out: View,
+}
+
+/// What happens to a [`StateId`] between operations. A step works on a copy, so that one that ends half way has changed nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StateChange {
+    /// Zeros: a sequence begins.
+    Clear,
+    /// A step begins, where the last finished one ended.
+    Begin,
+    /// The step is through all layers: what it left is the state now.
+    Finish,
+    /// Copies the state to one of its places.
+    Save(usize),
+    /// Copies it back.
+    Restore(usize),
+}
+
+/// Which key head a value head of [`GatedDelta`] goes with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyHead {
+    /// Value head `j` with key head `j mod k_heads`.
+    Tiled,
+    /// Value head `j` with key head `j / (v_heads / k_heads)`.
+    Grouped,
+}
+
+impl KeyHead {
+    /// The key head of value head `j`.
+    pub fn of(self, j: usize, [k_heads, v_heads]: [usize; 2]) -> usize {
+        match self {
+            Self::Tiled => j % k_heads,
+            Self::Grouped => j / (v_heads / k_heads),
+        }
+    }
+}
+
+/// Operands of the gated delta rule: see `kernels::ops::delta_rows`.
+#[derive(Debug, Clone, Copy)]
+pub struct GatedDelta {
+    /// `[v_heads, head_dim, head_dim]`, per value head a row for each element of the values.
+    pub state: StateId,
+    /// `[tokens, (2 k_heads + v_heads) * head_dim]`: queries, keys and values. Queries and keys are normed here.
+    pub qkv: View,
+    /// `[tokens, v_heads]`: its sigmoid is how much of the error is corrected.
+    pub beta: View,
+    /// `[tokens, v_heads]`: `e^(rate * softplus(alpha + bias))` is what is left of the state.
+    pub alpha: View,
+    /// `[v_heads]`; see `alpha`.
+    pub bias: WeightId,
+    /// `[v_heads]`, negative; see `alpha`.
+    pub rate: WeightId,
+    /// Heads of queries and keys; divides `v_heads`.
+    pub k_heads: usize,
+    /// Heads of values.
+    pub v_heads: usize,
+    /// Elements of every head.
+    pub head_dim: usize,
+    /// Which key goes with a value.
+    pub key_head: KeyHead,
+    /// `[tokens, v_heads * head_dim]`.
+    pub out: View,
+}
+
+/// What is added to each expert's rows, resident: expert `e` has its values at `offset + e * stride`. By the expert's id, never by the
+/// slot that it happens to be in.
+#[derive(Debug, Clone, Copy)]
+pub struct ExpertBias {
+    /// All experts' values, f32.
+    pub values: WeightId,
+    /// First value of expert 0.
+    pub offset: usize,
+    /// Values from one expert to the next.
+    pub stride: usize,
+}
+
 /// The routed experts of one layer call. Pair `p = token * k + j` is the token's `j`-th choice.
 #[derive(Debug, Clone, Copy)]
 pub struct Routed<'a> {
@@ -213,6 +344,10 @@ pub struct Routed<'a> {
     pub formats: [u32; 3],
     /// True where gate and up are one tensor (gate rows first).
     pub fused: bool,
+    /// Onto the rows of gate, up and down, where the model has them.
+    pub biases: [Option<ExpertBias>; 3],
+    /// What gate and up become.
+    pub activation: Glu,
     /// Model width.
     pub n_embd: usize,
     /// Expert width.
@@ -265,6 +400,8 @@ pub trait Backend: Send {
     fn buffer(&mut self, len: usize) -> Buf;
     /// `rows` cached rows of `width` elements, of which the first `coarse` may be rounded to 8 bits.
     fn cache(&mut self, rows: usize, width: usize, coarse: usize, ty: CacheType) -> CacheId;
+    /// A state of `len` zeros, with room for `places` copies of it.
+    fn state(&mut self, len: usize, places: usize) -> StateId;
     /// Room for the selections of `tokens` tokens of up to `top_k` positions; `context` bounds the scores.
     fn selection(&mut self, tokens: usize, top_k: usize, context: usize) -> SelectionId;
     /// A rotary embedding and room for the angles of a step.
@@ -292,7 +429,7 @@ pub trait Backend: Send {
     fn matmul(&mut self, x: View, rows: usize, outs: &[(WeightId, View)]);
     /// A stack of matrices, one per head: `out[t, h] = W[h] x[t, h]`, with `out` dense `[rows, heads, n_out]`.
     fn matmul_heads(&mut self, weight: WeightId, x: Heads, rows: usize, out: View);
-    /// Rotates interleaved pairs at the start of every head in place; row `t` is at position `start + t`.
+    /// Rotates pairs at the start of every head in place; row `t` is at position `start + t`.
     fn rope(&mut self, table: RopeId, x: Heads, start: usize, rows: usize);
     /// Orthonormal Walsh-Hadamard transform of the first `width` elements of every head, in place.
     fn hadamard(&mut self, x: Heads, width: usize, rows: usize);
@@ -300,10 +437,27 @@ pub trait Backend: Send {
     fn copy(&mut self, from: Heads, to: Heads, width: usize, rows: usize);
     /// `x[t] += y[t]`.
     fn add(&mut self, x: View, y: View, width: usize, rows: usize);
+    /// `x[t] += bias`, `width` = the bias's length.
+    fn add_bias(&mut self, x: View, bias: WeightId, rows: usize);
     /// `x[t] = 0`.
     fn zero(&mut self, x: View, width: usize, rows: usize);
-    /// `gate[t] = silu(gate[t]) * up[t]`.
-    fn silu_mul(&mut self, gate: View, up: View, width: usize, rows: usize);
+    /// `x[t] *= factor`.
+    fn scale(&mut self, x: View, factor: f32, width: usize, rows: usize);
+    /// `x[t] = cap * tanh(x[t] / cap)`.
+    fn soft_cap(&mut self, x: View, cap: f32, width: usize, rows: usize);
+    /// `gate[t] = act(gate[t]) * up[t]`.
+    fn glu(&mut self, activation: Glu, gate: View, up: View, width: usize, rows: usize);
+
+    /// `x[t] *= sigmoid(gate[t])`, rows of `width`; a gate row is as wide, or one element for all (`gate_width`).
+    fn sigmoid_mul(&mut self, x: View, width: usize, gate: View, gate_width: usize, rows: usize);
+
+    /// See [`StateChange`].
+    fn change_state(&mut self, state: StateId, change: StateChange);
+    /// Causal convolution of every channel over the rows and the ones before them, which `state` holds, then SiLU; `taps` is
+    /// `[kernel, channels]`, the newest row's last.
+    fn conv_silu(&mut self, state: StateId, taps: WeightId, x: View, rows: usize, out: View);
+    /// The gated delta rule over the rows, in order, from what `state` holds.
+    fn gated_delta(&mut self, delta: &GatedDelta, rows: usize);
 
     /// Stores rows at positions `start..start + rows`.
     fn append(&mut self, cache: CacheId, x: View, start: usize, rows: usize);
@@ -314,6 +468,8 @@ pub trait Backend: Send {
     fn sparse_index(&mut self, selection: SelectionId, index: &Index, start: usize, rows: Range<usize>);
     /// Softmax attention of some rows of the step over the latents selected for them.
     fn attention_latent(&mut self, attention: &LatentAttention, rows: Range<usize>);
+    /// Softmax attention of some rows of the step over the keys and values selected for them.
+    fn attention_kv(&mut self, attention: &KvAttention, rows: Range<usize>);
     /// The positions selected for row `t`, ascending (diagnostics; a host wait).
     fn selected(&self, selection: SelectionId, row: usize, out: &mut Vec<u32>);
 

@@ -11,7 +11,7 @@ pub enum Part {
     Dense,
     /// Routed experts, their input and their sum.
     Experts,
-    /// Softmax attention.
+    /// Softmax attention, and the delta rule in its place.
     Attention,
     /// The indexer's scores and choice.
     Indexer,

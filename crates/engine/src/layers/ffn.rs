@@ -1,4 +1,6 @@
-//! Gated feed-forward: `down(silu(gate x) * up x)`; the dense layers and the shared expert.
+//! Gated feed-forward: `down(act(gate x) * up x)`; the dense layers and the shared expert.
+
+use kernels::ops::Glu;
 
 use crate::Error;
 use crate::backend::{Backend, Buf, View, WeightId};
@@ -10,6 +12,7 @@ pub(crate) struct Ffn {
     up: WeightId,   // [width, hidden]
     down: WeightId, // [hidden, width]
     width: usize,
+    activation: Glu,
 }
 
 /// Scratch for the widest block of a model.
@@ -31,8 +34,8 @@ impl Ffn {
         loader: &mut Loader<'_>,
         layer: u32,
         suffix: &str,
-        hidden: usize,
-        width: usize,
+        [hidden, width]: [usize; 2],
+        activation: Glu,
     ) -> Result<Self, Error> {
         let name = |part: &str| format!("blk.{layer}.ffn_{part}{suffix}.weight");
         Ok(Self {
@@ -40,6 +43,7 @@ impl Ffn {
             up: loader.matrix(&name("up"), hidden, width)?,
             down: loader.matrix(&name("down"), width, hidden)?,
             width,
+            activation,
         })
     }
 
@@ -50,7 +54,7 @@ impl Ffn {
         for first in (0..rows).step_by(s.ubatch) {
             let (rows, x, y) = (s.ubatch.min(rows - first), x.from_row(first), y.from_row(first));
             b.matmul(x, rows, &[(self.gate, gate), (self.up, up)]);
-            b.silu_mul(gate, up, self.width, rows);
+            b.glu(self.activation, gate, up, self.width, rows);
             b.matmul(gate, rows, &[(self.down, y)]);
         }
     }

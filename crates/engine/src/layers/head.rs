@@ -17,6 +17,8 @@ pub(crate) struct Head {
     eps: f32,
     logits: Buf, // [rows, vocab]
     rows: usize,
+    /// Where logits are softly bounded.
+    pub(crate) soft_cap: Option<f32>,
 }
 
 impl Head {
@@ -43,6 +45,7 @@ impl Head {
             eps,
             logits: loader.buffer(rows * vocab_size),
             rows,
+            soft_cap: None,
         })
     }
 
@@ -60,6 +63,9 @@ impl Head {
             let n = self.rows.min(rows - row);
             b.rms_norm(x.shifted(row * self.hidden_size), self.norm, self.eps, n, normed);
             b.matmul(normed, n, &[(self.output, logits)]);
+            if let Some(cap) = self.soft_cap {
+                b.soft_cap(logits, cap, self.vocab_size, n);
+            }
             for i in 0..n {
                 (step.sink)(step.start + row + i, b.read(logits, i, self.vocab_size));
             }

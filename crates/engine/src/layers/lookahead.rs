@@ -3,26 +3,17 @@
 //!
 //! Guesses move bytes early and nothing else; no result depends on them.
 
-use std::sync::Arc;
 use std::time::Instant;
 
 use experts::Bank;
 use experts::prefetch::Judge;
 
 use crate::Error;
-use crate::backend::{Backend, Buf, View, WeightId};
+use crate::backend::{Backend, Buf, View};
 use crate::layers::oracle::Oracle;
-use crate::layers::router::{RouterConfig, RouterState, route};
+use crate::layers::router::{Router, RouterConfig, RouterState, route};
 use crate::load::Loader;
 use crate::options::Prefetch;
-
-/// What another layer needs to guess this one's choice.
-#[derive(Clone)]
-pub(crate) struct Router {
-    pub(crate) layer: u32,
-    pub(crate) weight: WeightId,
-    pub(crate) bias: Arc<[f32]>,
-}
 
 /// The guessing of one sequence of tokens.
 pub(crate) struct Lookahead {
@@ -31,6 +22,7 @@ pub(crate) struct Lookahead {
     /// All routed layers, in order.
     routers: Vec<Router>,
     logits: Buf, // [n_experts]
+    normed: Buf, // [hidden], where routers norm their input
     scratch: RouterState,
     ids: Vec<u32>,      // [k]
     weights: Vec<f32>,  // [k]
@@ -43,8 +35,8 @@ pub(crate) struct Lookahead {
 }
 
 impl Lookahead {
-    /// Takes the routers that the loader has collected.
-    pub(crate) fn new(loader: &mut Loader<'_>, c: &RouterConfig) -> Result<Self, Error> {
+    /// Takes the routers that the loader has collected; their input is rows of `hidden`.
+    pub(crate) fn new(loader: &mut Loader<'_>, c: &RouterConfig, hidden: usize) -> Result<Self, Error> {
         let mode = loader.options.prefetch;
         let routers = std::mem::take(&mut loader.routers);
         let oracle = match (&loader.options.oracle, mode) {
@@ -58,6 +50,7 @@ impl Lookahead {
             mode,
             judge: Judge::default(),
             logits: loader.buffer(c.n_experts),
+            normed: loader.buffer(c.norm_eps.map_or(0, |_| hidden)),
             scratch: RouterState::new(c),
             ids: vec![0; c.top_k],
             weights: vec![0.0; c.top_k],
@@ -152,7 +145,7 @@ impl Lookahead {
         }
     }
 
-    /// Asks the router at `next` early, with `x` for what it will see.
+    /// Asks the router at `next` early, with `x` for what it will see (before its own norm, where it has one).
     fn ask_router(
         &mut self,
         backend: &mut dyn Backend,
@@ -166,9 +159,9 @@ impl Lookahead {
         }
         let router = &self.routers[next];
         let logits = View::rows(self.logits, c.n_experts);
-        backend.matmul(x, 1, &[(router.weight, logits)]);
+        router.logits(backend, x, 1, View::rows(self.normed, x.stride), logits);
         let scores = backend.read(logits, 0, c.n_experts);
-        route(c, &mut self.scratch, scores, &router.bias, &mut self.ids, &mut self.weights);
+        route(c, &mut self.scratch, scores, &router.biases, &mut self.ids, &mut self.weights);
         Ok(bank.read_ahead(router.layer, &self.ids)?)
     }
 }

@@ -6,12 +6,14 @@
 //! indexer before it selected in the same pass (IndexShare).
 
 use crate::backend::{
-    Backend, Buf, CacheId, Heads, Index, LatentAttention, RopeId, ScratchSpec, SelectionId, View, WeightId,
+    Backend, Buf, CacheId, Heads, Index, LatentAttention, RopeId, ScratchSpec, Select, SelectionId, View,
+    WeightId,
 };
 use crate::keys::Keys;
 use crate::layers::rope::RopeConfig;
+use crate::layers::trunk::{Mixer, Sizes};
 use crate::load::Loader;
-use crate::models::Rows;
+use crate::models::{ModelInfo, Rows, Step};
 use crate::options::CacheType;
 use crate::{EngineOptions, Error};
 
@@ -77,24 +79,24 @@ impl MlaConfig {
         self.qk_nope_head_dim + self.qk_rope_head_dim
     }
 
-    /// What operations on `rows` rows need, where a layer's widest feed-forward block is `ffn_width`.
-    pub(crate) fn scratch(&self, [batch, ubatch]: [usize; 2], ffn_width: usize) -> ScratchSpec {
+    /// What operations on `rows` rows need; `indexed` where any layer runs an indexer.
+    fn scratch(&self, [_, ubatch]: [usize; 2], indexed: bool) -> ScratchSpec {
+        let index = self.index.filter(|_| indexed);
         let heads = self.num_attention_heads;
         let widest = [
             self.hidden_size,
             self.q_lora_rank.unwrap_or(0),
             heads * self.v_head_dim.max(self.kv_lora_rank),
             heads * self.qk_head_dim(),
-            ffn_width,
         ];
         ScratchSpec {
             rows: ubatch,
             row: widest.into_iter().max().unwrap_or(1),
             heads,
             cache_width: self.cache_width(),
-            index_heads: self.index.map_or(0, |index| index.n_heads),
-            index_head_dim: self.index.map_or(0, |index| index.head_dim),
-            routed: [batch, self.hidden_size],
+            index_heads: index.map_or(0, |index| index.n_heads),
+            index_head_dim: index.map_or(0, |index| index.head_dim),
+            ..ScratchSpec::default()
         }
     }
 }
@@ -118,6 +120,27 @@ impl IndexConfig {
             return Err(keys.wrong(why));
         }
         Ok(index)
+    }
+}
+
+/// Cached state of one sequence in one layer.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct MlaCache {
+    /// `[context, kv_lora_rank + rope]`: latents and rotated keys.
+    pub(crate) latents: CacheId,
+    /// `[context, index_head_dim]`, on layers that run an indexer.
+    pub(crate) index_keys: Option<CacheId>,
+}
+
+impl MlaCache {
+    /// `indexed` is true for layers that run an indexer.
+    pub(crate) fn new(loader: &mut Loader<'_>, c: &MlaConfig, context: usize, indexed: bool) -> Self {
+        let ty = loader.options.cache_type;
+        let index_dim = c.index.filter(|_| indexed).map(|index| index.head_dim);
+        Self {
+            latents: loader.cache(context, c.cache_width(), c.kv_lora_rank, ty),
+            index_keys: index_dim.map(|dim| loader.cache(context, dim, 0, ty)),
+        }
     }
 }
 
@@ -249,8 +272,7 @@ impl Mla {
         b: &mut dyn Backend,
         c: &MlaConfig,
         s: &MlaState,
-        latents: CacheId,
-        index_keys: Option<CacheId>,
+        cache: MlaCache,
         selection: SelectionId,
         x: View,
         rows: Rows,
@@ -281,8 +303,8 @@ impl Mla {
         }
         b.rms_norm(kv, self.kv_a_norm, c.latent_eps, rows.count, kv); // the latent part only: the rope key is not normed
         b.rope(s.rope, Heads::one(kv.shifted(latent)), rows.start, rows.count);
-        b.append(latents, kv, rows.start, rows.count);
-        let indexer = self.indexer.as_ref().zip(index_keys);
+        b.append(cache.latents, kv, rows.start, rows.count);
+        let indexer = self.indexer.as_ref().zip(cache.index_keys);
         if let Some((i, keys)) = indexer {
             i.append(b, s, keys, rows);
         }
@@ -314,7 +336,7 @@ impl Mla {
 
         let attention = LatentAttention {
             queries: q_absorbed,
-            cache: latents,
+            cache: cache.latents,
             n_heads: heads,
             latent,
             rope,
@@ -326,6 +348,76 @@ impl Mla {
         let context = View::rows(s.context, heads * c.v_head_dim).from_row(first);
         b.matmul_heads(self.v_b, z_heads, n, context);
         b.matmul(context, n, &[(self.output, out.from_row(first))]);
+    }
+}
+
+/// The attention of a model whose layers all have it: weights, scratch and what sequences leave.
+pub(crate) struct MlaLayers {
+    c: MlaConfig,
+    layers: Vec<Mla>,
+    state: MlaState,
+    ubatch: usize,
+    /// Per layer: the file has an indexer for it; the others reuse the last one's selection.
+    full: Vec<bool>,
+    /// What selects the positions in place of indexers.
+    rule: Option<Select>,
+    caches: Vec<Vec<MlaCache>>, // [sequences][layers]
+}
+
+impl MlaLayers {
+    /// `full` has an entry per layer; indexers run where there is no `rule`.
+    pub(crate) fn load(
+        loader: &mut Loader<'_>,
+        c: MlaConfig,
+        rope: &RopeConfig,
+        sizes: Sizes,
+        full: Vec<bool>,
+        rule: Option<Select>,
+    ) -> Result<Self, Error> {
+        let indexed: Vec<bool> = full.iter().map(|&full| full && rule.is_none()).collect();
+        let mut layers = Vec::with_capacity(full.len());
+        for (layer, &indexed) in (0..).zip(&indexed) {
+            layers.push(Mla::load(loader, layer, &c, indexed)?);
+        }
+        let Sizes { context, rows } = sizes;
+        let rope = loader.rope_table(&rope.spec(rows[1]));
+        let state = MlaState::new(loader, &c, rows, context, rope);
+        let caches =
+            vec![indexed.iter().map(|&indexed| MlaCache::new(loader, &c, context, indexed)).collect()];
+        Ok(Self { c, layers, state, ubatch: rows[1], full, rule, caches })
+    }
+}
+
+impl Mixer for MlaLayers {
+    fn sequences(&self) -> usize {
+        self.caches.len()
+    }
+
+    fn scratch(&self, rows: [usize; 2]) -> ScratchSpec {
+        self.c.scratch(rows, self.rule.is_none())
+    }
+
+    fn describe(&self, info: &mut ModelInfo) {
+        let Some(index) = self.c.index else { return };
+        info.index_topk = index.topk as u32;
+        info.full_layers = (0..).zip(&self.full).filter_map(|(layer, &full)| full.then_some(layer)).collect();
+    }
+
+    fn begin(&self, step: &mut Step<'_>) {
+        let Some(how) = self.rule else { return }; // each full layer selects
+        for ((_, rows), &selection) in step.rows(0, 2).parts(self.ubatch).zip(&self.state.selections) {
+            step.backend.select(selection, how, rows.start, rows.count);
+        }
+    }
+
+    fn forward(&self, step: &mut Step<'_>, layer: usize, part: usize, x: View, rows: Rows, y: View) {
+        let (cache, selection) = (self.caches[step.slot][layer], self.state.selections[part]);
+        self.layers[layer].forward(step.backend, &self.c, &self.state, cache, selection, x, rows, y);
+        if let (Some(dump), true) = (step.dump.as_deref_mut(), cache.index_keys.is_some()) {
+            for t in rows.wanted() {
+                dump.selected(layer as u32, rows.start + t, |out| step.backend.selected(selection, t, out));
+            }
+        }
     }
 }
 

@@ -1,79 +1,96 @@
 //! The second half of a layer where the first few layers are dense and the others routed.
 
 use crate::Error;
-use crate::backend::View;
+use crate::backend::{ScratchSpec, View};
 use crate::layers::ffn::{Ffn, FfnState};
 use crate::layers::moe::{Moe, MoeConfig, MoeState};
+use crate::layers::trunk::{FeedForward, Sizes};
 use crate::load::Loader;
-use crate::models::{Rows, Step};
+use crate::models::{ModelInfo, Rows, Step};
 use crate::options::Prefetch;
 
 /// Weights of one layer.
-pub(crate) enum Mlp {
+enum Mlp {
     Dense { layer: u32, ffn: Ffn },
     Sparse(Moe),
 }
 
-/// Scratch of a pass, shared by all layers.
-pub(crate) struct MlpState {
+/// All layers of a model, and the scratch that they share.
+pub(crate) struct Mlps {
+    c: MoeConfig,
+    layers: Vec<Mlp>,
+    /// Of the dense layers and the shared experts.
+    width: usize,
     ffn: FfnState,
     moe: MoeState,
 }
 
-impl MlpState {
-    /// `dense_width` is that of the dense layers; to be called after all layers are loaded.
-    pub(crate) fn new(
+impl Mlps {
+    /// `layers` in all, of which the first `dense[0]` are dense and `dense[1]` wide.
+    pub(crate) fn load(
         loader: &mut Loader<'_>,
-        c: &MoeConfig,
-        dense_width: usize,
-        rows: [usize; 2],
+        c: MoeConfig,
+        layers: usize,
+        dense: [usize; 2],
+        sizes: Sizes,
     ) -> Result<Self, Error> {
-        let width = dense_width.max(c.shared_width());
-        Ok(Self { ffn: FfnState::new(loader, rows[1], width), moe: MoeState::new(loader, c, rows)? })
-    }
-
-    /// As [`MoeState::set_prefetch`].
-    pub(crate) fn set_prefetch(&mut self, prefetch: Prefetch) {
-        self.moe.set_prefetch(prefetch);
+        let mut all = Vec::with_capacity(layers);
+        for i in 0..layers {
+            let layer = i as u32;
+            all.push(if i < dense[0] {
+                Mlp::Dense {
+                    layer,
+                    ffn: Ffn::load(loader, layer, "", [c.hidden_size, dense[1]], c.activation)?,
+                }
+            } else {
+                Mlp::Sparse(Moe::load(loader, layer, &c)?)
+            });
+        }
+        let width = dense[1].max(c.shared_width());
+        let ffn = FfnState::new(loader, sizes.rows[1], width);
+        let moe = MoeState::new(loader, &c, sizes.rows)?;
+        Ok(Self { c, layers: all, width, ffn, moe })
     }
 }
 
-impl Mlp {
-    /// `dense_width` makes it a dense one.
-    pub(crate) fn load(
-        loader: &mut Loader<'_>,
-        layer: u32,
-        c: &MoeConfig,
-        dense_width: Option<usize>,
-    ) -> Result<Self, Error> {
-        match dense_width {
-            Some(width) => {
-                Ok(Self::Dense { layer, ffn: Ffn::load(loader, layer, "", c.hidden_size, width)? })
-            }
-            None => Ok(Self::Sparse(Moe::load(loader, layer, c)?)),
+impl FeedForward for Mlps {
+    fn scratch(&self, [batch, ubatch]: [usize; 2]) -> ScratchSpec {
+        ScratchSpec {
+            rows: ubatch,
+            row: self.width,
+            routed: [batch, self.c.hidden_size],
+            ..ScratchSpec::default()
         }
     }
 
-    /// `y = mlp(x)`, rows of the model's width, of which the first is the first wanted one.
-    pub(crate) fn forward(
-        &self,
+    fn describe(&self, info: &mut ModelInfo) {
+        let routed = (0..).zip(&self.layers).filter(|(_, mlp)| matches!(mlp, Mlp::Sparse(_)));
+        info.expert_layers = routed.map(|(layer, _)| layer).collect();
+        self.c.describe(info);
+    }
+
+    fn set_prefetch(&mut self, prefetch: Prefetch) {
+        self.moe.set_prefetch(prefetch);
+    }
+
+    fn forward(
+        &mut self,
         step: &mut Step<'_>,
-        c: &MoeConfig,
-        s: &mut MlpState,
+        layer: usize,
         x: View,
         rows: Rows,
         y: View,
     ) -> Result<(), Error> {
-        match self {
-            Self::Dense { layer, ffn } => {
+        match &self.layers[layer] {
+            Mlp::Dense { layer, ffn } => {
                 let n = rows.wanted().len();
                 if n == 1 {
-                    s.moe.lead(step, c, *layer, x)?; // the first routed layer's experts may come next
+                    self.moe.lead(step, &self.c, *layer, x)?; // the first routed layer's experts may come next
                 }
-                ffn.forward(step.backend, &s.ffn, x, n, y);
+                ffn.forward(step.backend, &self.ffn, x, n, y);
                 Ok(())
             }
-            Self::Sparse(moe) => moe.forward(step, c, &mut s.moe, &s.ffn, x, rows, y),
+            Mlp::Sparse(moe) => moe.forward(step, &self.c, &mut self.moe, &self.ffn, x, rows, y),
         }
     }
 }

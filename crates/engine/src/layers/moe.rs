@@ -1,22 +1,23 @@
 //! The routed experts: the one place that asks the bank.
 //!
-//! Router, then all misses requested at once; while they fly, the shared expert and the hits; then each wave as it
-//! lands. Every (token, choice) pair has its own output row and the rows are summed in router order at the end, so
+//! Router, then all misses requested at once; while they fly, what needs no routing (the shared expert) and the hits; then each wave as
+//! it lands. Every (token, choice) pair has its own output row and the rows are summed in router order at the end, so
 //! neither arrival order nor grouping can change the result.
 
 use std::sync::Arc;
 
 use experts::Bank;
 use files::Family;
+use kernels::ops::Glu;
 
-use crate::backend::{Backend, Buf, Routed, RoutedSpec, View, WeightId};
+use crate::backend::{Backend, Buf, ExpertBias, Routed, RoutedSpec, View, WeightId};
 use crate::keys::Keys;
 use crate::layers::ffn::{Ffn, FfnState};
-use crate::layers::lookahead::{Lookahead, Router};
+use crate::layers::lookahead::Lookahead;
 use crate::layers::oracle::Oracle;
-use crate::layers::router::{Gating, RouterConfig, RouterState, route, weigh};
+use crate::layers::router::{Gating, Router, RouterConfig, RouterState, route, weigh};
 use crate::load::Loader;
-use crate::models::{Rows, Step};
+use crate::models::{ModelInfo, Rows, Step};
 use crate::options::{Prefetch, Routing};
 use crate::packed;
 use crate::{EngineOptions, Error};
@@ -28,6 +29,8 @@ pub(crate) struct MoeConfig {
     pub(crate) hidden_size: usize,
     pub(crate) moe_intermediate_size: usize,
     pub(crate) n_shared_experts: usize,
+    /// Of routed and shared experts and of dense layers; SwiGLU unless the model says otherwise.
+    pub(crate) activation: Glu,
 }
 
 /// Bound of what a file may claim: far above any model.
@@ -54,8 +57,11 @@ impl MoeConfig {
                 0 => default.gating,
                 1 => Gating::Softmax,
                 2 => Gating::Sigmoid,
+                3 => Gating::Chosen,
                 other => {
-                    let why = format!("expert_gating_func {other} is neither softmax (1) nor sigmoid (2)");
+                    let why = format!(
+                        "expert_gating_func {other} is neither softmax (1), sigmoid (2) nor softmax over the chosen experts (3)"
+                    );
                     return Err(keys.wrong(why));
                 }
             },
@@ -65,8 +71,13 @@ impl MoeConfig {
             norm_topk_prob: keys.bool_or("expert_weights_norm", default.norm_topk_prob)?,
             // Converters write 0 for "none".
             routed_scaling_factor: if scale == 0.0 { 1.0 } else { scale },
+            norm_eps: None,
         };
         let (groups, used) = (router.n_group, router.topk_group);
+        if groups > 1 && router.gating == Gating::Chosen {
+            let why = format!("{groups} groups of experts whose scores are logits (expert_gating_func 3)");
+            return Err(keys.wrong(why));
+        }
         if !n_experts.is_multiple_of(groups) || used > groups {
             return Err(keys.wrong(format!("{n_experts} experts in {groups} groups, {used} used")));
         }
@@ -78,9 +89,16 @@ impl MoeConfig {
         Ok(Self {
             router,
             hidden_size: keys.size("embedding_length")?,
-            moe_intermediate_size: keys.size("expert_feed_forward_length")?,
+            moe_intermediate_size: keys.uniform_size("expert_feed_forward_length")?,
             n_shared_experts: keys.size_or("expert_shared_count", 0)?,
+            activation: Glu::Silu,
         })
+    }
+
+    /// What a model says of its experts, the layers aside.
+    pub(crate) fn describe(&self, info: &mut ModelInfo) {
+        info.n_experts = self.router.n_experts as u32;
+        info.top_k = self.router.top_k as u32;
     }
 
     /// Width of the shared experts together.
@@ -91,7 +109,7 @@ impl MoeConfig {
 
 /// Experts per token: the model's, or what the options ask for.
 fn top_k(keys: &Keys<'_>, options: &EngineOptions, n_experts: usize) -> Result<usize, Error> {
-    let used = keys.size("expert_used_count")?;
+    let used = keys.uniform_size("expert_used_count")?;
     let top_k = match options.moe_topk {
         None => used,
         Some(n) if n == 0 || n as usize > used => {
@@ -115,17 +133,20 @@ fn top_k(keys: &Keys<'_>, options: &EngineOptions, n_experts: usize) -> Result<u
 /// Weights of one routed layer, except the experts themselves.
 pub(crate) struct Moe {
     layer: u32,
-    router: WeightId, // [n_experts, hidden]
-    bias: Arc<[f32]>, // [n_experts]
+    router: Router,
     shared: Option<Ffn>,
     formats: [u32; 3],
     fused: bool,
+    biases: [Option<ExpertBias>; 3],
+    /// Factor on each expert's output.
+    scale: Option<Arc<[f32]>>, // [n_experts]
     slot8: bool,
 }
 
 /// Scratch of a pass, shared by all layers.
 pub(crate) struct MoeState {
     logits: Buf, // [ubatch, n_experts]
+    normed: Buf, // [ubatch, hidden], where routers norm their input
     ubatch: usize,
     out: Buf, // [batch * k, hidden]: every pair's own row, until all waves have come
     router: RouterState,
@@ -149,6 +170,7 @@ impl MoeState {
         loader.routed_scratch(&RoutedSpec { pairs, n_ff: c.moe_intermediate_size });
         Ok(Self {
             logits: loader.buffer(ubatch * c.router.n_experts),
+            normed: loader.buffer(c.router.norm_eps.map_or(0, |_| ubatch * c.hidden_size)),
             ubatch,
             out: loader.buffer(pairs * c.hidden_size),
             router: RouterState::new(&c.router),
@@ -156,7 +178,7 @@ impl MoeState {
             weights: vec![0.0; pairs],
             starts: vec![0; c.router.n_experts + 1],
             pairs: vec![0; pairs],
-            lookahead: Lookahead::new(loader, &c.router)?,
+            lookahead: Lookahead::new(loader, &c.router, c.hidden_size)?,
             routing: loader.options.routing,
             oracle: oracle_of(loader.options)?,
         })
@@ -206,26 +228,21 @@ impl MoeState {
 impl Moe {
     pub(crate) fn load(loader: &mut Loader<'_>, layer: u32, c: &MoeConfig) -> Result<Self, Error> {
         let (formats, fused) = expert_formats(loader, layer, c)?;
-        let shared_width = c.shared_width();
-        let bias_name = format!("blk.{layer}.exp_probs_b.bias");
-        let n_experts = c.router.n_experts;
-        let bias: Arc<[f32]> = if loader.has(&bias_name) {
-            loader.host_vector(&bias_name, n_experts)?.into()
-        } else {
-            vec![0.0; n_experts].into()
-        };
-        let router = loader.matrix(&format!("blk.{layer}.ffn_gate_inp.weight"), c.hidden_size, n_experts)?;
-        loader.routers.push(Router { layer, weight: router, bias: Arc::clone(&bias) });
+        let biases = expert_biases(loader, layer, c)?;
+        let scale = expert_scale(loader, layer, c, biases[2].is_some())?;
+        let router = Router::load(loader, layer, &c.router, c.hidden_size)?;
+        loader.routers.push(router.clone());
         Ok(Self {
             layer,
             router,
-            bias,
-            shared: match shared_width {
+            shared: match c.shared_width() {
                 0 => None,
-                width => Some(Ffn::load(loader, layer, "_shexp", c.hidden_size, width)?),
+                width => Some(Ffn::load(loader, layer, "_shexp", [c.hidden_size, width], c.activation)?),
             },
             formats,
             fused,
+            biases,
+            scale,
             slot8: loader.options.slot8,
         })
     }
@@ -245,33 +262,52 @@ impl Moe {
         rows: Rows,
         y: View,
     ) -> Result<(), Error> {
+        let n = rows.wanted().len();
+        self.forward_beside(step, c, s, [x, x], rows, y, &mut |b| self.shared_expert(b, ffn, x, n, y, c))
+    }
+
+    /// `y += routed(x)`, where the router sees the first of the two inputs and the experts the second. `meanwhile` is computed while
+    /// experts are read; it needs no routing, and leaves in `y` what their sum is added to.
+    #[expect(clippy::too_many_arguments, reason = "as above")]
+    pub(crate) fn forward_beside(
+        &self,
+        step: &mut Step<'_>,
+        c: &MoeConfig,
+        s: &mut MoeState,
+        [router_x, x]: [View; 2],
+        rows: Rows,
+        y: View,
+        meanwhile: &mut dyn FnMut(&mut dyn Backend),
+    ) -> Result<(), Error> {
         let (start, rows) = (rows.start + rows.first_wanted, rows.wanted().len());
         let Some(bank) = step.bank.as_deref_mut() else {
-            self.shared_expert(step.backend, ffn, x, rows, y, c);
+            meanwhile(step.backend);
             return Ok(());
         };
-        self.route(step.backend, c, s, x, rows)?;
+        self.route(step.backend, c, s, router_x, rows)?;
         let (k, n) = (c.router.top_k, rows * c.router.top_k);
         if let Some(dump) = step.dump.as_deref_mut() {
             dump.experts(self.layer, start, k, &s.ids[..n], &s.weights[..n]);
         }
         if s.routing == Routing::RouterOnly {
-            self.shared_expert(step.backend, ffn, x, rows, y, c);
+            meanwhile(step.backend);
             return Ok(());
         }
         s.group(n);
         bank.request(self.layer, &s.ids[..n], k as u32)?;
         if rows == 1 {
-            let guess = s.lookahead.guess(step.backend, bank, &c.router, self.layer, x, &s.ids[..n]);
+            let guess = s.lookahead.guess(step.backend, bank, &c.router, self.layer, router_x, &s.ids[..n]);
             guess.inspect_err(|_| bank.abandon())?;
         } else {
             s.lookahead.pause(self.layer, k, rows).inspect_err(|_| bank.abandon())?;
         }
-        self.shared_expert(step.backend, ffn, x, rows, y, c);
+        meanwhile(step.backend);
         let call = Routed {
             layer: self.layer,
             formats: self.formats,
             fused: self.fused,
+            biases: self.biases,
+            activation: c.activation,
             n_embd: c.hidden_size,
             n_ff: c.moe_intermediate_size,
             k,
@@ -296,7 +332,7 @@ impl Moe {
         rows: usize,
     ) -> Result<(), Error> {
         let (n_experts, k) = (c.router.n_experts, c.router.top_k);
-        let logits = View::rows(s.logits, n_experts);
+        let (logits, normed) = (View::rows(s.logits, n_experts), View::rows(s.normed, c.hidden_size));
         let replayed = match &mut s.oracle {
             Some(oracle) => Some(oracle.take(self.layer, k, rows)?),
             None => None,
@@ -304,22 +340,26 @@ impl Moe {
         for t in 0..rows {
             let pairs = t * k..(t + 1) * k;
             if t.is_multiple_of(s.ubatch) {
-                b.matmul(x.from_row(t), s.ubatch.min(rows - t), &[(self.router, logits)]);
+                self.router.logits(b, x.from_row(t), s.ubatch.min(rows - t), normed, logits);
             }
             route(
                 &c.router,
                 &mut s.router,
                 b.read(logits, t % s.ubatch, n_experts),
-                &self.bias,
+                &self.router.biases,
                 &mut s.ids[pairs.clone()],
                 &mut s.weights[pairs.clone()],
             );
             if let Some(replayed) = replayed {
                 s.ids[pairs.clone()].copy_from_slice(&replayed[pairs.clone()]);
-                weigh(&c.router, &s.router, &replayed[pairs.clone()], &mut s.weights[pairs]);
+                weigh(&c.router, &s.router, &replayed[pairs.clone()], &mut s.weights[pairs.clone()]);
             } else if let Routing::Force(expert) = s.routing {
                 s.ids[pairs.clone()].fill(expert);
-                s.weights[pairs].fill(1.0);
+                s.weights[pairs.clone()].fill(1.0);
+            }
+            if let Some(scale) = &self.scale {
+                let pairs = s.weights[pairs.clone()].iter_mut().zip(&s.ids[pairs]);
+                pairs.for_each(|(weight, &id)| *weight *= scale[id as usize]);
             }
         }
         Ok(())
@@ -400,7 +440,9 @@ fn expert_formats(loader: &Loader<'_>, layer: u32, c: &MoeConfig) -> Result<([u3
                 expected: shape.to_vec(),
             });
         }
-        loader.check_factor(&tensor.name)?;
+        if family != Family::Down {
+            loader.check_factor(&tensor.name)?; // that of down is in `expert_scale`
+        }
         packed::format_of(tensor).map(|format| format.id)
     };
     let down = format(Family::Down, [width, hidden, n])?;
@@ -410,3 +452,48 @@ fn expert_formats(loader: &Loader<'_>, layer: u32, c: &MoeConfig) -> Result<([u3
     }
     Ok(([format(Family::Gate, [hidden, width, n])?, format(Family::Up, [hidden, width, n])?, down], false))
 }
+
+/// What the layer adds to the rows of gate, up and down: `[n, n_experts]` each, or gate and up in one, gate's rows first.
+fn expert_biases(
+    loader: &mut Loader<'_>,
+    layer: u32,
+    c: &MoeConfig,
+) -> Result<[Option<ExpertBias>; 3], Error> {
+    if loader.options.shared_only {
+        return Ok([None; 3]);
+    }
+    let (hidden, width, n) = (c.hidden_size, c.moe_intermediate_size, c.router.n_experts);
+    let mut table = |family: Family, stride: usize| -> Result<Option<WeightId>, Error> {
+        let name = format!("blk.{layer}.{}.bias", family.name());
+        if loader.has(&name) { loader.table(&name, stride, n).map(Some) } else { Ok(None) }
+    };
+    let all = |values| ExpertBias { values, offset: 0, stride: width };
+    let [gate, up] = match table(Family::GateUp, 2 * width)? {
+        Some(values) => [0, width].map(|offset| Some(ExpertBias { values, offset, stride: 2 * width })),
+        None => [table(Family::Gate, width)?.map(all), table(Family::Up, width)?.map(all)],
+    };
+    let down = table(Family::Down, hidden)?;
+    Ok([gate, up, down.map(|values| ExpertBias { values, offset: 0, stride: hidden })])
+}
+
+/// Factors on the experts' outputs, one per expert: they go into the routing weights. A bias would have to be left out of that, and a
+/// factor of another shape means something else.
+fn expert_scale(
+    loader: &mut Loader<'_>,
+    layer: u32,
+    c: &MoeConfig,
+    biased: bool,
+) -> Result<Option<Arc<[f32]>>, Error> {
+    let (name, n) = (Family::Down.tensor_name(layer), c.router.n_experts);
+    let factor = format!("blk.{layer}.{}.scale", Family::Down.name());
+    if loader.options.shared_only || !loader.has(&factor) {
+        return Ok(None);
+    }
+    if biased || !loader.has_heads(&factor, n, 1, 1) {
+        loader.check_factor(&name)?;
+    }
+    Ok(Some(loader.host_vector(&factor, n)?.into()))
+}
+
+#[cfg(test)]
+mod tests;

@@ -5,9 +5,9 @@ use std::ops::Range;
 use experts::{Bank, Counters};
 use files::Checkpoint;
 
-use crate::backend::{Backend, CacheId};
+use crate::backend::{Backend, StateId};
 use crate::load::Loader;
-use crate::options::Prefetch;
+use crate::options::{AttentionMode, Prefetch};
 use crate::{Dump, EngineOptions, Error, Want};
 
 /// Declares the model files and the table that finds them by `general.architecture`.
@@ -19,7 +19,7 @@ macro_rules! architectures {
     };
 }
 
-architectures! { deepseek2, glm_dsa }
+architectures! { deepseek2, gemma4, glm4moe, glm_dsa, gpt_oss, minimax_m2, qwen35moe, qwen3moe, qwen3next }
 
 /// One row of the table.
 pub(crate) struct Architecture {
@@ -120,20 +120,15 @@ impl Rows {
     }
 }
 
-/// The cached state of one sequence, by layer.
-#[derive(Debug)]
-pub(crate) struct SequenceCache {
-    /// Latents and rotated keys.
-    pub(crate) latents: Vec<CacheId>,
-    /// Index keys, on layers that run an indexer; empty for architectures without.
-    pub(crate) index_keys: Vec<Option<CacheId>>,
-}
-
 /// A loaded architecture.
 pub(crate) trait Model: Send {
     fn info(&self) -> &ModelInfo;
     /// Sequences planned at load.
     fn sequences(&self) -> usize;
+    /// What sequence `slot` carries from token to token beside its cached rows. A step that succeeds has run each of them over all rows.
+    fn states(&self, _slot: usize) -> &[StateId] {
+        &[]
+    }
     fn forward(&mut self, step: &mut Step<'_>) -> Result<(), Error>;
     /// Lets somebody else guess the next experts from now on, who has seen nothing yet. Never to or from an oracle.
     fn set_prefetch(&mut self, prefetch: Prefetch);
@@ -152,6 +147,15 @@ pub(crate) fn find(checkpoint: &Checkpoint) -> Result<&'static Architecture, Err
 /// Names of everything this build can run.
 pub(crate) fn known() -> Vec<&'static str> {
     ARCHITECTURES.iter().flat_map(|a| a.names.iter().copied()).collect()
+}
+
+/// Refuses the option that stands in for an indexer, for architectures that have none.
+pub(crate) fn no_indexer(options: &EngineOptions) -> Result<(), Error> {
+    if options.attention == AttentionMode::Recent {
+        let why = "`recent` stands in for an indexer, and this architecture has none".into();
+        return Err(Error::Option { option: "--attention", why });
+    }
+    Ok(())
 }
 
 /// The context to plan: what was asked, bounded by what the model was made for.

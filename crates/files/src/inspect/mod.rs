@@ -1,5 +1,6 @@
 //! What a checkpoint is made of, in numbers. Renders nothing: the command line does.
 
+mod gqa;
 mod mla;
 
 use std::collections::BTreeMap;
@@ -65,6 +66,8 @@ pub struct Geometry {
     pub embedding_length: Option<u64>,
     pub feed_forward_length: Vec<u64>,
     pub head_count: Vec<u64>,
+    pub head_count_kv: Vec<u64>,
+    pub kv_lora_rank: Option<u64>,
     pub leading_dense_block_count: Option<u64>,
     pub expert_count: Option<u64>,
     pub expert_used_count: Option<u64>,
@@ -237,6 +240,8 @@ fn geometry(checkpoint: &Checkpoint) -> Result<Geometry, Error> {
         embedding_length: one("embedding_length")?,
         feed_forward_length: list("feed_forward_length")?,
         head_count: list("attention.head_count")?,
+        head_count_kv: list("attention.head_count_kv")?,
+        kv_lora_rank: one("attention.kv_lora_rank")?,
         leading_dense_block_count: one("leading_dense_block_count")?,
         expert_count: one("expert_count")?,
         expert_used_count: one("expert_used_count")?,
@@ -374,6 +379,8 @@ fn missing(checkpoint: &Checkpoint) -> Result<Vec<String>, Error> {
     missing.extend(experts.into_iter().map(|(layer, family)| family.tensor_name(layer)));
     if mla::ARCHITECTURES.contains(&checkpoint.architecture()) {
         missing.extend(mla::missing(checkpoint)?);
+    } else if let Some(architecture) = gqa::architecture(checkpoint) {
+        missing.extend(architecture.missing(checkpoint)?);
     }
     Ok(missing)
 }

@@ -5,7 +5,7 @@
 //! values, both relative to it.
 //!
 //! Canonical order, per head and independent of the other heads: chunks of [`ATTENTION_CHUNK`] rows, counted from the head's first
-//! row; a score is [`dot`](super::dot) times the scale; values are added row by row, fused; exponentials are summed over
+//! row over latents and from position 0 over keys and values; a score is [`dot`](super::dot) times the scale; values are added row by row, fused; exponentials are summed over
 //! sixteen lanes inside a chunk, and chunk by chunk.
 
 use super::dot::{dot_body, sum_body};
@@ -38,25 +38,45 @@ impl Running<'_> {
         self.sums.fill(0.0);
         self.values.fill(0.0);
     }
+
+    /// The same where each head has a score `[heads]` that takes its share of the softmax and adds nothing.
+    ///
+    /// # Panics
+    /// There is not one score per head.
+    pub fn begin_with_sinks(&mut self, sinks: &[f32]) {
+        self.maxima.copy_from_slice(sinks);
+        self.sums.fill(1.0);
+        self.values.fill(0.0);
+    }
 }
 
-/// Takes in one chunk: `queries` are `[heads, width]`, `rows` is `[n_rows, padded(width)]`, and the values are the first
-/// `latent` elements of each row. Every chunk but the last must be whole for the order to be the canonical one.
+/// Decoded rows: keys to score against and values to add up, which may be the same rows.
+#[derive(Clone, Copy)]
+pub struct Chunk<'a> {
+    /// `[n_rows, padded(width)]`, zeros behind the width.
+    pub keys: &'a [f32],
+    /// Elements of a key.
+    pub width: usize,
+    /// `[n_rows, pitch]`; each row begins with the value.
+    pub values: &'a [f32],
+    /// Elements from one row of values to the next.
+    pub pitch: usize,
+    /// Rows, at most [`ATTENTION_CHUNK`].
+    pub n_rows: usize,
+}
+
+/// Takes in one chunk: `queries` are `[heads, width]`, and the values are as long as those that the heads carry. Which rows make a
+/// chunk is the caller's to keep to: see the canonical order.
 ///
 /// # Panics
 /// The lengths do not fit each other, or the chunk is too long.
-pub fn attend_chunk(
-    queries: &[f32],
-    width: usize,
-    rows: &[f32],
-    n_rows: usize,
-    scale: f32,
-    running: &mut Running<'_>,
-) {
+pub fn attend_chunk(queries: &[f32], chunk: &Chunk<'_>, scale: f32, running: &mut Running<'_>) {
+    let Chunk { keys, width, values: rows, pitch, n_rows } = *chunk;
     let heads = running.maxima.len();
     let latent = running.values.len() / heads.max(1);
-    assert!(n_rows <= ATTENTION_CHUNK && rows.len() >= n_rows * padded(width), "rows of a chunk");
-    assert!(queries.len() == heads * width && latent <= width, "queries of a chunk");
+    assert!(n_rows <= ATTENTION_CHUNK && keys.len() >= n_rows * padded(width), "keys of a chunk");
+    assert!(rows.len() >= n_rows * pitch && latent <= pitch, "values of a chunk");
+    assert!(queries.len() == heads * width, "queries of a chunk");
     assert!(
         running.sums.len() == heads
             && running.values.len() == heads * latent
@@ -68,12 +88,12 @@ pub fn attend_chunk(
     #[cfg(target_arch = "x86_64")]
     if wide {
         // SAFETY: Isa::current only names an instruction set that this processor has; lengths are checked above.
-        unsafe { super::x86_attention::scores(queries, width, rows, n_rows, running.scores) };
+        unsafe { super::x86_attention::scores(queries, width, keys, n_rows, running.scores) };
     } else {
-        scores(queries, width, rows, n_rows, running.scores);
+        scores(queries, width, keys, n_rows, running.scores);
     }
     #[cfg(not(target_arch = "x86_64"))]
-    scores(queries, width, rows, n_rows, running.scores);
+    scores(queries, width, keys, n_rows, running.scores);
     for h in 0..heads {
         let head = &mut running.scores[h * ATTENTION_CHUNK..][..n_rows];
         let values = &mut running.values[h * latent..][..latent];
@@ -82,12 +102,10 @@ pub fn attend_chunk(
     #[cfg(target_arch = "x86_64")]
     if wide {
         // SAFETY: as above.
-        unsafe {
-            super::x86_attention::values(running.scores, rows, padded(width), n_rows, latent, running.values)
-        };
+        unsafe { super::x86_attention::values(running.scores, rows, pitch, n_rows, latent, running.values) };
         return;
     }
-    values(running.scores, rows, padded(width), n_rows, latent, running.values);
+    values(running.scores, rows, pitch, n_rows, latent, running.values);
 }
 
 /// Divides the values by the sums of exponentials.
@@ -179,16 +197,28 @@ mod tests {
                 values: &mut vec![f32::NAN; n_heads * self.latent],
             };
             running.begin();
+            self.attend(heads, &mut running);
+            running.values.to_vec()
+        }
+
+        /// Of a softmax that has begun.
+        fn attend(&self, heads: std::ops::Range<usize>, running: &mut Running<'_>) {
             for chunk in self.rows.chunks(ATTENTION_CHUNK * self.width) {
                 let mut rows = vec![0.0; ATTENTION_CHUNK * padded(self.width)];
                 for (to, from) in rows.chunks_exact_mut(padded(self.width)).zip(chunk.chunks(self.width)) {
                     to[..self.width].copy_from_slice(from);
                 }
                 let queries = &self.queries[heads.start * self.width..heads.end * self.width];
-                attend_chunk(queries, self.width, &rows, chunk.len() / self.width, SCALE, &mut running);
+                let chunk = Chunk {
+                    keys: &rows,
+                    width: self.width,
+                    values: &rows,
+                    pitch: padded(self.width),
+                    n_rows: chunk.len() / self.width,
+                };
+                attend_chunk(queries, &chunk, SCALE, running);
             }
-            attend_finish(&mut running);
-            running.values.to_vec()
+            attend_finish(running);
         }
     }
 
@@ -282,6 +312,51 @@ mod tests {
                 assert_eq!(z, z_wide);
             }
         }
+    }
+
+    /// A sink is one more row with the value zero, whose score is not scaled.
+    #[test]
+    fn a_sink_takes_its_share() {
+        let case = Case::new(3, 24, 16, 60, 80);
+        let plain = case.run(0..3);
+        for sink in [-1e30, -2.0, 0.5, 40.0] {
+            let mut running = Running {
+                scores: &mut [f32::NAN; 3 * ATTENTION_CHUNK],
+                maxima: &mut [f32::NAN; 3],
+                sums: &mut [f32::NAN; 3],
+                values: &mut [f32::NAN; 48],
+            };
+            running.begin_with_sinks(&[sink; 3]);
+            case.attend(0..3, &mut running);
+            let z = running.values.to_vec();
+            for h in 0..3 {
+                let query = &case.queries[h * 24..][..24];
+                let scores = case.rows.chunks(24).map(|row| f64::from(dot(query, row)) * f64::from(SCALE));
+                let total: f64 = scores.map(f64::exp).sum();
+                let share = total / (total + f64::from(sink).exp());
+                let want: Vec<f64> = plain[h * 16..][..16].iter().map(|z| f64::from(*z) * share).collect();
+                assert_close(&z[h * 16..][..16], &want, 1e-5);
+            }
+        }
+    }
+
+    /// Values beside the keys are what values among them are.
+    #[test]
+    fn values_may_lie_elsewhere() {
+        let case = Case::new(5, 40, 24, 48, 82);
+        let rows: Vec<f32> = case.rows.chunks(40).flat_map(|row| [row, &[0.0; 8]].concat()).collect();
+        let values: Vec<f32> = case.rows.chunks(40).flat_map(|row| row[..24].to_vec()).collect();
+        let mut running = Running {
+            scores: &mut [f32::NAN; 5 * ATTENTION_CHUNK],
+            maxima: &mut [f32::NAN; 5],
+            sums: &mut [f32::NAN; 5],
+            values: &mut [f32::NAN; 5 * 24],
+        };
+        running.begin();
+        let chunk = Chunk { keys: &rows, width: 40, values: &values, pitch: 24, n_rows: 48 };
+        attend_chunk(&case.queries, &chunk, SCALE, &mut running);
+        attend_finish(&mut running);
+        assert_eq!(running.values, case.run(0..5));
     }
 
     #[test]

@@ -51,8 +51,11 @@ macro_rules! fused {
 
 mod attention;
 mod axpy;
+mod conv;
+mod delta;
 mod dot;
 mod exp;
+mod glu;
 mod hadamard;
 mod half;
 mod index;
@@ -62,23 +65,30 @@ mod norm;
 mod q8;
 mod rope;
 mod silu;
+mod soft_cap;
 mod top_k;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 #[cfg(target_arch = "x86_64")]
 mod x86_attention;
+#[cfg(target_arch = "x86_64")]
+mod x86_delta;
 
-pub use attention::{ATTENTION_CHUNK, Running, attend_chunk, attend_finish, padded};
+pub use attention::{ATTENTION_CHUNK, Chunk, Running, attend_chunk, attend_finish, padded};
 pub use axpy::axpy;
+pub use conv::conv_silu;
+pub use delta::{DeltaTokens, delta_decay, delta_rows};
 pub use dot::{dot, reduce, sum};
 pub use exp::exp;
+pub use glu::Glu;
 pub use hadamard::hadamard;
 pub use half::{f16_to_f32, f32_to_f16, narrow, widen};
 pub use index::{INDEX_PANEL, index_panel, index_scores};
-pub use norm::{layer_norm, rms_norm};
+pub use norm::{l2_norm, layer_norm, rms_norm};
 pub use q8::{Q8_BLOCK, q8_decode, q8_encode};
-pub use rope::{Rope, Yarn, rope_interleaved, yarn_mscale};
+pub use rope::{Pairing, Rope, Yarn, rope_halves, rope_interleaved, yarn_mscale};
 pub use silu::{sigmoid, silu, silu_mul};
+pub use soft_cap::soft_cap;
 pub use top_k::{TOP_K_BINS, top_k_count, top_k_counted, top_k_ranked};
 
 #[cfg(test)]

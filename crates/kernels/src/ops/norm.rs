@@ -1,4 +1,4 @@
-//! RMS norm and layer norm. Statistics in `f32`, epsilon inside the root.
+//! RMS norm, L2 norm and layer norm. Statistics in `f32`, epsilon inside the root.
 
 use super::dot::sum_body;
 
@@ -17,6 +17,14 @@ vectorized! {
                 out.iter_mut().zip(x).zip(weight).for_each(|((out, x), w)| *out = w * (x * scale));
             }
         }
+    }
+}
+
+vectorized! {
+    /// `x = scale · x / sqrt(Σ x² + eps)`, in place.
+    pub fn l2_norm(x: &mut [f32], eps: f32, scale: f32) {
+        let factor = scale / (sum_body(x, |x| x * x) + eps).sqrt();
+        x.iter_mut().for_each(|x| *x *= factor);
     }
 }
 
@@ -61,9 +69,24 @@ mod tests {
     }
 
     #[test]
+    fn l2_norm_matches_f64() {
+        for n in [1, 5, 16, 48, 128] {
+            let x = floats(n, 6, 3.0);
+            let sum = x.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>();
+            let want: Vec<f64> = x.iter().map(|x| 0.25 * f64::from(*x) / (sum + 1e-6).sqrt()).collect();
+            let mut out = x.clone();
+            l2_norm(&mut out, 1e-6, 0.25);
+            assert_close(&out, &want, 1e-6);
+        }
+    }
+
+    #[test]
     fn the_epsilon_is_inside_the_root() {
         let mut out = [0.0; 2];
         rms_norm(&[0.0, 2e-3], None, 1.0, &mut out);
+        assert!((out[1] - 2e-3).abs() < 1e-8);
+        let mut out = [0.0, 2e-3]; // of the sum, not of the mean, and not a lower bound of the root
+        l2_norm(&mut out, 1.0, 1.0);
         assert!((out[1] - 2e-3).abs() < 1e-8);
     }
 

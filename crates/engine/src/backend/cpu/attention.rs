@@ -77,7 +77,8 @@ fn attend_unit(
             cache.decode(selected.at(first + i), &mut row[..width]);
             row[width..].fill(0.0);
         }
-        ops::attend_chunk(queries, width, rows, n, scale, &mut running);
+        let chunk = ops::Chunk { keys: rows, width, values: rows, pitch, n_rows: n };
+        ops::attend_chunk(queries, &chunk, scale, &mut running);
     }
     ops::attend_finish(&mut running);
 }

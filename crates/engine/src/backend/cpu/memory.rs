@@ -1,9 +1,12 @@
 //! The CPU backend's memory: activation buffers, caches, selections and scratch, all allocated at load.
 
+use std::ops::Range;
+
 use bytemuck::{cast_slice, cast_slice_mut};
 use kernels::{Activation, AlignedBuf, SharedMut, ops};
 
 use super::super::{Buf, RopeSpec, ScratchSpec, View};
+use super::delta::delta_floats;
 use crate::options::CacheType;
 
 /// The buffer as f32; it is page-aligned.
@@ -116,16 +119,32 @@ impl Cache {
 
     /// The row as floats.
     pub(super) fn decode(&self, position: usize, row: &mut [f32]) {
-        let (scales, fine) = self.parts();
+        self.decode_part(position, 0..self.width, row);
+    }
+
+    /// Elements `part` of the row as floats.
+    pub(super) fn decode_part(&self, position: usize, part: Range<usize>, out: &mut [f32]) {
         let bytes = &self.bytes[position * self.row_bytes..][..self.row_bytes];
         match self.ty {
-            CacheType::F32 => row.copy_from_slice(cast_slice(bytes)),
-            CacheType::F16 => ops::f16_to_f32(cast_slice(bytes), row),
+            CacheType::F32 => out.copy_from_slice(&cast_slice::<u8, f32>(bytes)[part]),
+            CacheType::F16 => ops::f16_to_f32(&cast_slice::<u8, u16>(bytes)[part], out),
             CacheType::Q8 => {
-                let (coarse, exact) = row.split_at_mut(self.coarse);
-                let quants = cast_slice(&bytes[fine..fine + self.coarse]);
-                ops::q8_decode(quants, cast_slice(&bytes[..scales]), coarse);
-                ops::f16_to_f32(cast_slice(&bytes[scales..fine]), exact);
+                let (scales, fine) = self.parts();
+                let coarse = part.start.min(self.coarse)..part.end.min(self.coarse);
+                let (eights, halves) = out.split_at_mut(coarse.len());
+                // A part may begin inside a block, and then its first piece is the rest of that block.
+                let whole = coarse.start.next_multiple_of(ops::Q8_BLOCK).min(coarse.end);
+                let (first, rest) = eights.split_at_mut(whole - coarse.start);
+                let (all_scales, quants) =
+                    (cast_slice::<u8, f32>(&bytes[..scales]), cast_slice::<u8, i8>(&bytes[fine..]));
+                for (range, out) in [(coarse.start..whole, first), (whole..coarse.end, rest)] {
+                    let blocks = range.start / ops::Q8_BLOCK..range.end.div_ceil(ops::Q8_BLOCK);
+                    if !range.is_empty() {
+                        ops::q8_decode(&quants[range], &all_scales[blocks], out);
+                    }
+                }
+                let part = part.start.max(self.coarse) - self.coarse..part.end.max(self.coarse) - self.coarse;
+                ops::f16_to_f32(&cast_slice::<u8, u16>(&bytes[scales..fine])[part], halves);
             }
         }
     }
@@ -236,6 +255,7 @@ impl Selection {
 /// A rotary embedding and the angles of the current step.
 pub(super) struct RopeState {
     rope: ops::Rope,
+    pub(super) pairing: ops::Pairing,
     cos: Vec<f32>, // [rows, pairs]
     sin: Vec<f32>, // [rows, pairs]
     start: usize,
@@ -250,8 +270,12 @@ pub(crate) fn rope_bytes(spec: &RopeSpec) -> u64 {
 impl RopeState {
     pub(super) fn new(spec: &RopeSpec) -> Self {
         let rope = ops::Rope::new(spec.dim, spec.theta, spec.yarn.as_ref());
+        let rope = match &spec.factors {
+            Some(factors) => rope.divided(factors),
+            None => rope,
+        };
         let len = spec.rows * rope.pairs();
-        Self { rope, cos: vec![0.0; len], sin: vec![0.0; len], start: 0, rows: 0 }
+        Self { rope, pairing: spec.pairing, cos: vec![0.0; len], sin: vec![0.0; len], start: 0, rows: 0 }
     }
 
     pub(super) fn bytes(&self) -> u64 {
@@ -298,6 +322,16 @@ pub(super) fn attention_floats(heads: usize, width: usize) -> usize {
     ops::ATTENTION_CHUNK * ops::padded(width) + heads * (ops::ATTENTION_CHUNK + 2)
 }
 
+/// Tokens whose heads a task of [`Backend::attention_kv`](crate::backend::Backend::attention_kv) takes over the same decoded rows
+/// at most.
+pub(super) const KV_TOKENS: usize = 8;
+
+/// Floats of such a task, for `heads` heads of each token: a chunk of keys and one of values, scores, and the maxima and sums of all
+/// heads.
+pub(super) fn kv_floats([heads, key, value]: [usize; 3]) -> usize {
+    ops::ATTENTION_CHUNK * (ops::padded(key) + ops::padded(value) + heads) + 2 * KV_TOKENS * heads
+}
+
 /// Floats of a task of the indexer: keys as rows and as a panel, and the heads' scaled weights of each token.
 pub(super) fn index_floats(heads: usize, dim: usize) -> usize {
     2 * ops::INDEX_PANEL * dim + SCAN_TOKENS * heads
@@ -314,7 +348,8 @@ fn scratch_lens(threads: usize, s: &ScratchSpec) -> (usize, usize, usize) {
     let indexed = s.index_heads > 0;
     let index = if indexed { index_floats(s.index_heads, s.index_head_dim) } else { 0 };
     // Each task starts on a cache line of its own.
-    let per_task = attention_floats(s.heads, s.cache_width).max(index).next_multiple_of(16);
+    let attention = attention_floats(s.heads, s.cache_width).max(kv_floats(s.kv));
+    let per_task = attention.max(index).max(delta_floats(s.delta)).next_multiple_of(16);
     let counters = if indexed { s.rows.min(SCAN_TOKENS) * ops::TOP_K_BINS } else { 0 };
     (activations, per_task, threads * TASKS_PER_THREAD * counters)
 }

@@ -5,7 +5,9 @@
 
 mod arena;
 mod attention;
+mod delta;
 mod index;
+mod kv_attention;
 mod matmul;
 mod memory;
 mod promote;
@@ -17,19 +19,22 @@ pub use arena::HostArena;
 use std::ops::Range;
 
 use experts::{Bank, Resident};
+use kernels::ops::{self, Glu};
 use kernels::{AlignedBuf, Isa, Kernel, Pool};
 
 use super::parts::{Part, PartClock, PartTimes};
 use super::{
-    Backend, Buf, CacheId, Heads, Index, LatentAttention, RopeId, RopeSpec, Routed, RoutedSpec, ScratchSpec,
-    Select, SelectionId, View, WeightId, WeightSpec,
+    Backend, Buf, CacheId, GatedDelta, Heads, Index, KvAttention, LatentAttention, RopeId, RopeSpec, Routed,
+    RoutedSpec, ScratchSpec, Select, SelectionId, StateChange, StateId, View, WeightId, WeightSpec,
 };
 use crate::Error;
 use crate::options::CacheType;
+use delta::State;
 use memory::{Buffers, Cache, RopeState, Scratch, Selection, floats};
 use routed::RoutedScratch;
 use rows::Zip;
 
+pub(crate) use delta::{CONV_MAX, state_bytes};
 pub(crate) use memory::{rope_bytes, scratch_bytes, selection_bytes};
 pub(crate) use routed::routed_bytes;
 
@@ -49,6 +54,7 @@ pub struct CpuBackend {
     weights: Vec<Weight>,
     buffers: Buffers,
     caches: Vec<Cache>,
+    states: Vec<State>,
     selections: Vec<Selection>,
     ropes: Vec<RopeState>,
     scratch: Scratch,
@@ -71,6 +77,7 @@ impl CpuBackend {
             weights: Vec::new(),
             buffers: Buffers::default(),
             caches: Vec::new(),
+            states: Vec::new(),
             selections: Vec::new(),
             ropes: Vec::new(),
             scratch: Scratch::new(0, &ScratchSpec::default()),
@@ -148,6 +155,11 @@ impl Backend for CpuBackend {
         CacheId(self.caches.len() as u32 - 1)
     }
 
+    fn state(&mut self, len: usize, places: usize) -> StateId {
+        self.states.push(State::new(len, places));
+        StateId(self.states.len() as u32 - 1)
+    }
+
     fn selection(&mut self, tokens: usize, top_k: usize, context: usize) -> SelectionId {
         self.selections.push(Selection::new(tokens, top_k, context));
         SelectionId(self.selections.len() as u32 - 1)
@@ -174,6 +186,7 @@ impl Backend for CpuBackend {
         self.weights.iter().map(|w| w.bytes.len() as u64).sum::<u64>()
             + self.buffers.bytes()
             + self.caches.iter().map(Cache::bytes).sum::<u64>()
+            + self.states.iter().map(State::bytes).sum::<u64>()
             + self.selections.iter().map(Selection::bytes).sum::<u64>()
             + self.ropes.iter().map(RopeState::bytes).sum::<u64>()
             + self.scratch.bytes()
@@ -226,14 +239,43 @@ impl Backend for CpuBackend {
         self.timed(Part::Rows, |b| b.zip_rows(x, y, width, rows, Zip::Add));
     }
 
+    fn add_bias(&mut self, x: View, bias: WeightId, rows: usize) {
+        self.timed(Part::Rows, |b| b.add_bias_rows(x, bias, rows));
+    }
+
     fn zero(&mut self, x: View, width: usize, rows: usize) {
         for t in 0..rows {
             self.buffers.row_mut(x, t, width).fill(0.0);
         }
     }
 
-    fn silu_mul(&mut self, gate: View, up: View, width: usize, rows: usize) {
-        self.timed(Part::Rows, |b| b.zip_rows(gate, up, width, rows, Zip::SiluMul));
+    fn scale(&mut self, x: View, factor: f32, width: usize, rows: usize) {
+        let scale = |x: &mut [f32]| x.iter_mut().for_each(|x| *x *= factor);
+        self.timed(Part::Rows, |b| b.change_rows(x, width, rows, &scale));
+    }
+
+    fn soft_cap(&mut self, x: View, cap: f32, width: usize, rows: usize) {
+        self.timed(Part::Rows, |b| b.change_rows(x, width, rows, &|x| ops::soft_cap(x, cap)));
+    }
+
+    fn glu(&mut self, activation: Glu, gate: View, up: View, width: usize, rows: usize) {
+        self.timed(Part::Rows, |b| b.zip_rows(gate, up, width, rows, Zip::Glu(activation)));
+    }
+
+    fn sigmoid_mul(&mut self, x: View, width: usize, gate: View, gate_width: usize, rows: usize) {
+        self.timed(Part::Rows, |b| b.sigmoid_rows(x, width, gate, gate_width, rows));
+    }
+
+    fn change_state(&mut self, state: StateId, change: StateChange) {
+        self.timed(Part::Rows, |b| b.states[state.0 as usize].change(change));
+    }
+
+    fn conv_silu(&mut self, state: StateId, taps: WeightId, x: View, rows: usize, out: View) {
+        self.timed(Part::Rows, |b| b.conv_rows(state, taps, x, rows, out));
+    }
+
+    fn gated_delta(&mut self, delta: &GatedDelta, rows: usize) {
+        self.timed(Part::Attention, |b| b.delta(delta, rows));
     }
 
     fn append(&mut self, cache: CacheId, x: View, start: usize, rows: usize) {
@@ -260,6 +302,10 @@ impl Backend for CpuBackend {
 
     fn attention_latent(&mut self, attention: &LatentAttention, rows: Range<usize>) {
         self.timed(Part::Attention, |b| b.attend(attention, rows));
+    }
+
+    fn attention_kv(&mut self, attention: &KvAttention, rows: Range<usize>) {
+        self.timed(Part::Attention, |b| b.attend_kv(attention, rows));
     }
 
     fn selected(&self, selection: SelectionId, row: usize, out: &mut Vec<u32>) {

@@ -13,7 +13,7 @@ use kernels::{Activation, AlignedBuf, Kernel, Pool, SharedMut, TILE_COLUMNS, TIL
 
 use super::CpuBackend;
 use super::matmul::{FormStarts, quantize};
-use super::memory::{Buffers, floats_mut};
+use super::memory::{Buffers, floats, floats_mut};
 use crate::backend::{Routed, RoutedSpec, View};
 use crate::packed;
 use crate::plan::packed_form;
@@ -95,6 +95,8 @@ struct Turn<'a> {
     pieces: &'a [Piece],
     /// Token rows in gate's form and in up's.
     tokens: [&'a [u8]; 2],
+    /// See [`Routed::biases`]: the values from expert 0's on, and from one expert to the next.
+    biases: [Option<(&'a [f32], usize)>; 3],
 }
 
 impl CpuBackend {
@@ -116,7 +118,10 @@ impl CpuBackend {
                 None => packed::format(id).expect("checked at load").kernel(self.isa),
             })
         });
-        let Self { pool, buffers, scratch, routed, .. } = self;
+        let Self { pool, buffers, scratch, routed, weights, .. } = self;
+        let biases = call
+            .biases
+            .map(|bias| bias.map(|b| (&floats(&weights[b.values.0 as usize].bytes)[b.offset..], b.stride)));
         let (starts, tokens) = (token_starts(call), scratch.activations.as_slice());
         let tokens = [0, 1].map(|i: usize| &tokens[starts.at(kernels[0][i].format().activation)..]);
         let RoutedScratch { hidden, quantized, rows, pieces, unfinished } = routed;
@@ -136,7 +141,7 @@ impl CpuBackend {
             }
             // The longest first, so that no long one is left when the others are done.
             pieces.sort_unstable_by_key(|piece| (std::cmp::Reverse(piece.len()), piece.row));
-            let turn = Turn { bank, call, kernels, pieces, tokens };
+            let turn = Turn { bank, call, kernels, pieces, tokens, biases };
             turn.gate_and_up(pool, hidden, quantized, unfinished);
             turn.down(pool, hidden, quantized, buffers);
         }
@@ -191,7 +196,7 @@ impl Turn<'_> {
         (n_out.div_ceil(rows), rows)
     }
 
-    /// `hidden = silu(gate x) * up x` for every pair of the turn, and the same in down's form.
+    /// `hidden = act(gate x) * up x` for every pair of the turn, and the same in down's form.
     fn gate_and_up(
         &self,
         pool: &Pool,
@@ -228,9 +233,11 @@ impl Turn<'_> {
         let (mut g, mut u) = ([0.0; TASK_ROWS], [0.0; TASK_ROWS]);
         gate.rows(gate_rows, self.token(0, token), call.n_embd, &mut g[..count]);
         up.rows(up_rows, self.token(1, token), call.n_embd, &mut u[..count]);
+        self.add_bias(0, piece, first, &mut g[..count]);
+        self.add_bias(1, piece, first, &mut u[..count]);
         // SAFETY: (hidden row, row group) belongs to one task.
         let out = unsafe { hidden.part(piece.row as usize * call.n_ff + first, count) };
-        ops::silu_mul(&g[..count], &u[..count], out);
+        call.activation.apply(&g[..count], &u[..count], out);
     }
 
     /// The same for several pairs.
@@ -248,11 +255,13 @@ impl Turn<'_> {
                 }
                 kernel.tile(weights, count, &columns[..pairs.len()], call.n_embd, &mut y[..pairs.len()]);
             }
-            for (c, (g, u)) in g.iter().zip(&u).take(pairs.len()).enumerate() {
+            for (c, (g, u)) in g.iter_mut().zip(&mut u).take(pairs.len()).enumerate() {
+                self.add_bias(0, piece, first, &mut g[..count]);
+                self.add_bias(1, piece, first, &mut u[..count]);
                 let row = piece.row as usize + block * TILE_COLUMNS + c;
                 // SAFETY: as for one pair.
                 let out = unsafe { hidden.part(row * call.n_ff + first, count) };
-                ops::silu_mul(&g[..count], &u[..count], out);
+                call.activation.apply(&g[..count], &u[..count], out);
             }
         }
     }
@@ -289,7 +298,8 @@ impl Turn<'_> {
             if let [pair] = pairs {
                 // SAFETY: (pair, row group) belongs to one task.
                 let y = unsafe { out.part(call.out_at(*pair) + first, count) };
-                return down.rows(weights, x, call.n_ff, y);
+                down.rows(weights, x, call.n_ff, y);
+                return self.add_bias(2, piece, first, y);
             }
             let mut columns: [&[u8]; TILE_COLUMNS] = [&[]; TILE_COLUMNS];
             let mut tile = [[0.0; TILE_ROWS]; TILE_COLUMNS];
@@ -300,9 +310,17 @@ impl Turn<'_> {
                     // SAFETY: as above.
                     let y = unsafe { out.part(call.out_at(pair) + first, count) };
                     y.copy_from_slice(&values[..count]);
+                    self.add_bias(2, piece, first, y);
                 }
             }
         });
+    }
+
+    /// Adds what gate (0), up (1) or down (2) have for rows `first..` of a piece's expert.
+    fn add_bias(&self, i: usize, piece: &Piece, first: usize, rows: &mut [f32]) {
+        let Some((values, stride)) = self.biases[i] else { return };
+        let bias = &values[piece.resident.expert as usize * stride + first..];
+        rows.iter_mut().zip(bias).for_each(|(row, bias)| *row += bias);
     }
 
     /// A token's row in the form of gate (0) or up (1).

@@ -1,6 +1,7 @@
 //! Operations that go row by row: on the calling thread for few rows, over the pool for many.
 
-use kernels::{Pool, SharedMut, ops};
+use kernels::ops::{self, Glu, Pairing};
+use kernels::{Pool, SharedMut};
 
 use super::CpuBackend;
 use super::memory::{Buffers, Scratch, floats, floats_mut};
@@ -10,7 +11,7 @@ use crate::backend::{Heads, RopeId, View, WeightId};
 const TOGETHER: usize = 1 << 16;
 
 /// Runs `row(0) … row(rows - 1)`, each of about `elements` elements.
-fn each_row(pool: &Pool, rows: usize, elements: usize, row: &(dyn Fn(usize) + Sync)) {
+pub(super) fn each_row(pool: &Pool, rows: usize, elements: usize, row: &(dyn Fn(usize) + Sync)) {
     if rows * elements < TOGETHER {
         return (0..rows).for_each(row);
     }
@@ -82,12 +83,16 @@ impl CpuBackend {
         let table = &mut ropes[table.0 as usize];
         table.prepare(start, rows);
         let (table, data, width) = (&*table, buffers.shared(x.rows), 2 * table.at(0).0.len());
+        let rotate: fn(&mut [f32], &[f32], &[f32]) = match table.pairing {
+            Pairing::Interleaved => ops::rope_interleaved,
+            Pairing::Halves => ops::rope_halves,
+        };
         each_row(pool, rows, x.count * width, &|t| {
             let (cos, sin) = table.at(t);
             for h in 0..x.count {
                 let head = x.part(h);
                 // SAFETY: each row belongs to one call, and the heads of a row are rotated one after the other.
-                ops::rope_interleaved(unsafe { data.part(head.offset + t * head.stride, width) }, cos, sin);
+                rotate(unsafe { data.part(head.offset + t * head.stride, width) }, cos, sin);
             }
         });
     }
@@ -116,6 +121,31 @@ impl CpuBackend {
         });
     }
 
+    pub(super) fn add_bias_rows(&mut self, x: View, bias: WeightId, rows: usize) {
+        let bias = floats(&self.weights[bias.0 as usize].bytes);
+        let data = self.buffers.shared(x);
+        each_row(&self.pool, rows, bias.len(), &|t| {
+            // SAFETY: each row belongs to one call.
+            let x = unsafe { data.part(x.offset + t * x.stride, bias.len()) };
+            x.iter_mut().zip(bias).for_each(|(x, bias)| *x += bias);
+        });
+    }
+
+    /// `f(x[t])`, in place.
+    pub(super) fn change_rows(
+        &mut self,
+        x: View,
+        width: usize,
+        rows: usize,
+        f: &(dyn Fn(&mut [f32]) + Sync),
+    ) {
+        let data = self.buffers.shared(x);
+        each_row(&self.pool, rows, width, &|t| {
+            // SAFETY: each row belongs to one call.
+            f(unsafe { data.part(x.offset + t * x.stride, width) });
+        });
+    }
+
     /// `x[t] = f(x[t], y[t])` element by element.
     pub(super) fn zip_rows(&mut self, x: View, y: View, width: usize, rows: usize, f: Zip) {
         let (from, to) = self.buffers.two(y, x);
@@ -127,10 +157,10 @@ impl CpuBackend {
             let x = unsafe { to.part(x.offset + t * x.stride, width) };
             match f {
                 Zip::Add => x.iter_mut().zip(y).for_each(|(x, y)| *x += y),
-                Zip::SiluMul => {
+                Zip::Glu(activation) => {
                     // SAFETY: as above.
                     let product = unsafe { scratch.part(t * width, width) };
-                    ops::silu_mul(x, y, product);
+                    activation.apply(x, y, product);
                     x.copy_from_slice(product);
                 }
             }
@@ -143,6 +173,6 @@ impl CpuBackend {
 pub(super) enum Zip {
     /// `x + y`.
     Add,
-    /// `silu(x) * y`.
-    SiluMul,
+    /// `act(x) * y`.
+    Glu(Glu),
 }
