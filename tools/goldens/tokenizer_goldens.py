@@ -6,10 +6,11 @@ Everything is determined by the constants here.
 
     python tools/goldens/tokenizer_goldens.py        # writes tests/fixtures/tokenizer/{bpe,characters}.json
 
-Needs tokenizers 0.23. The expressions are spelled out a second time on purpose: a slip in the Rust table shows up as a
+Needs tokenizers 0.23; where tiktoken is installed, too, the families that come from it are compared with it. The expressions are spelled out a second time on purpose: a slip in the Rust table shows up as a
 difference. compare_llama_tokens.py uses this file for real vocabularies.
 """
 
+import collections
 import json
 import pathlib
 import random
@@ -203,7 +204,9 @@ def train():
     tokenizer.train_from_iterator([TRAINING], trainer)
     model = json.loads(tokenizer.to_str())["model"]
     tokens = [token for token, _ in sorted(model["vocab"].items(), key=lambda item: item[1])]
-    merges = [" ".join(pair) for pair in model["merges"]]
+    crossing = merges_across_boundaries(tokens, model["merges"])
+    tokens += ["".join(pair) for pair in crossing]
+    merges = [" ".join(pair) for pair in model["merges"] + crossing]
     types = [1] * len(tokens)
     for token in WHOLE:
         assert token not in tokens, token
@@ -216,12 +219,36 @@ def train():
     return tokens, types, merges
 
 
-def splitter(expressions):
-    splits = [
+def merges_across_boundaries(tokens, merges):
+    """A merge for each place of the corpus that some families cut and some do not: whoever cuts wrongly gets other ids."""
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    machine = models.BPE({token: i for i, token in enumerate(tokens)}, [tuple(pair) for pair in merges])
+    base = Tokenizer(machine)
+    base.pre_tokenizer = byte_level
+    families = [pre_tokenizers.Sequence(splits(expressions)) for expressions, *_ in PRE.values()]
+    found, known = [], set(tokens) | set(WHOLE)
+    for text in nasty():
+        cuts = [{start for _, (start, _) in family.pre_tokenize_str(text)} for family in families]
+        every = sorted(set().union(*cuts))
+        pieces = [text[start:end] for start, end in zip(every, every[1:] + [len(text)])]
+        words = [base.encode(piece, add_special_tokens=False).tokens for piece in pieces]
+        for at, left, right in zip(every[1:], words, words[1:]):
+            pair = [left[-1], right[0]]
+            if any(at not in cut for cut in cuts) and "".join(pair) not in known:
+                known.add("".join(pair))
+                found.append(pair)
+    return found
+
+
+def splits(expressions):
+    return [
         pre_tokenizers.Digits(individual_digits=True) if e == "digits" else pre_tokenizers.Split(Regex(e), "isolated")
         for e in expressions
     ]
-    return pre_tokenizers.Sequence(splits + [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+def splitter(expressions):
+    return pre_tokenizers.Sequence(splits(expressions) + [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
 def build(tokens, types, merges, name, with_control):
@@ -268,6 +295,40 @@ def tokenizer_goldens():
     }
 
 
+def check_with_tiktoken(golden):
+    """Kimi's and OpenAI's tokenizers are tiktoken's: with the same words and ranks it has to give the same ids."""
+    try:
+        import tiktoken
+    except ImportError:
+        print("tiktoken is not installed; kimi-k2 and gpt-4o were compared with nothing")
+        return
+    byte_of = {char: byte for byte, char in enumerate_alphabet()}
+    # tiktoken takes a whole word that is a token, so tokens that no merge leads to must not be there.
+    merged = {merge.replace(" ", "") for merge in golden["merges"]}
+    learnt = [token for token in golden["tokens"] if len(token) == 1 or token in merged]
+    ids = {token: i for i, token in enumerate(golden["tokens"])}
+    ranks = {bytes(byte_of[char] for char in token): ids[token] for token in learnt}
+    specials = CONTROL + USER_DEFINED
+    for name in ["kimi-k2", "gpt-4o", "minimax-m2"]:
+        (expression,), *_ = PRE[name]
+        encoding = tiktoken.Encoding(name, pat_str=expression, mergeable_ranks=ranks, special_tokens={})
+        count = 0
+        for text, row in zip(golden["corpus"], golden["goldens"][name]["parse"]):
+            if any(token in text for token in specials) or any(golden["tokens"][i] in WHOLE for i in row):
+                continue
+            assert encoding.encode_ordinary(text) == row, (name, text)
+            count += 1
+        print(f"{name}: tiktoken {tiktoken.__version__} gives the same ids for {count} texts")
+
+
+def enumerate_alphabet():
+    """The GPT-2 alphabet: (byte, character)."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    chars = {byte: chr(byte) for byte in printable} | {byte: chr(0x100 + i) for i, byte in enumerate(others)}
+    return sorted(chars.items())
+
+
 # The table of the character-level vocabularies: kinds are those of GGUF (2 unknown, 3 control, 4 user-defined, 6 byte).
 HEAD = [("<pad>", 3), ("<eos>", 3), ("<bos>", 3), ("<unk>", 2), ("<|turn>", 3), ("<turn|>", 3), ("<|tool_call>", 4)]
 RUNS = ["\n\n", "\n\n\n", "\n\n\n\n", "<table>"]
@@ -279,7 +340,13 @@ def train_characters():
     tokenizer.normalizer = normalizers.Replace(" ", "▁")
     # Words, as sentencepiece learns them: the space belongs to the word that follows.
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("▁+[^▁\n]*|[^▁\n]+|\n"), "isolated")
-    trainer = trainers.BpeTrainer(vocab_size=900, min_frequency=1, show_progress=False, limit_alphabet=150)
+    # The most frequent characters, chosen here: the trainer chooses among equals by chance.
+    counts = collections.Counter(TRAINING.replace(" ", "▁"))
+    alphabet = sorted(counts, key=lambda char: (-counts[char], char))[:150]
+    trainer = trainers.BpeTrainer(
+        vocab_size=900, min_frequency=1, show_progress=False, limit_alphabet=len(alphabet),
+        initial_alphabet=sorted(alphabet),
+    )
     tokenizer.train_from_iterator([TRAINING], trainer)
     model = json.loads(tokenizer.to_str())["model"]
     learnt = [token for token, _ in sorted(model["vocab"].items(), key=lambda item: item[1])]
@@ -353,5 +420,7 @@ def write(name, value):
 
 
 if __name__ == "__main__":
-    write("bpe.json", tokenizer_goldens())
+    golden = tokenizer_goldens()
+    check_with_tiktoken(golden)
+    write("bpe.json", golden)
     write("characters.json", character_goldens())

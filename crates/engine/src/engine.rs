@@ -134,7 +134,7 @@ impl Engine {
             Box::new(CpuBackend::new(options.threads(), options.threads_batch())?);
         let mut loader = Loader::wet(checkpoint, &options, backend.as_mut());
         let model = (models::find(checkpoint)?.load)(&mut loader)?;
-        let warnings = std::mem::take(&mut loader.warnings);
+        let mut warnings = std::mem::take(&mut loader.warnings);
         let (host_bytes, weight_bytes) = (loader.host_bytes(), loader.ledger().weights);
         if options.mlock && worth_locking(weight_bytes, &Memory::now()) {
             // Refused beyond a limit that most users have and nobody has to raise; then the system decides, as without.
@@ -154,7 +154,7 @@ impl Engine {
                 Some(bank)
             }
         };
-        let (tokenizer, chat_template) = load_text(checkpoint, model.info())?;
+        let (tokenizer, chat_template) = load_text(checkpoint, model.info(), &mut warnings)?;
         backend.time_parts(true);
         let busy = (0..model.sequences()).map(|_| Arc::default()).collect();
         Ok(Self {
@@ -524,10 +524,12 @@ fn eviction(options: &EngineOptions, plan: &BankPlan) -> Result<Box<dyn Policy>,
     Ok(Box::new(policy::pinned::Pinned::new(named, plan, &hot)))
 }
 
-/// Tokenizer and template, checked against the model's vocabulary size.
+/// Tokenizer and template, checked against the model's vocabulary size. A template that is broken (some files were published
+/// with one) is only a warning: most uses of a model need none.
 fn load_text(
     checkpoint: &Checkpoint,
     info: &ModelInfo,
+    warnings: &mut Vec<String>,
 ) -> Result<(Option<Arc<Tokenizer>>, Option<ChatTemplate>), Error> {
     let Some(vocabulary) = crate::vocabulary(checkpoint.metadata())? else { return Ok((None, None)) };
     if vocabulary.tokens.len() > info.n_vocab as usize {
@@ -539,8 +541,10 @@ fn load_text(
     let tokenizer = Tokenizer::new(vocabulary)?;
     let token = |id: Option<u32>| id.map(|id| tokenizer.token_text(id)).unwrap_or_default();
     let (bos, eos) = (token(tokenizer.bos()), token(tokenizer.eos()));
-    let template =
-        tokenizer.chat_template().map(|source| ChatTemplate::new(source, &bos, &eos)).transpose()?;
+    let template = tokenizer.chat_template().map(|source| ChatTemplate::new(source, &bos, &eos));
+    let template = template.and_then(|parsed| {
+        parsed.inspect_err(|error| warnings.push(format!("{error}; there will be no conversations"))).ok()
+    });
     Ok((Some(Arc::new(tokenizer)), template))
 }
 

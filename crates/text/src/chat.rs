@@ -1,7 +1,7 @@
 //! The messages of a conversation, in the shape that chat templates (and the OpenAI API) expect.
 //!
 //! Fields this crate does not know are kept in [`Message::extra`] and reach the template unchanged. Splitting a
-//! reply into reasoning, answer and tool calls is not done here.
+//! reply into reasoning, answer and tool calls is not done here, except as far as templates insist ([`Message::reply`]).
 
 use std::collections::BTreeMap;
 
@@ -121,6 +121,22 @@ impl Message {
     /// A turn of the model.
     pub fn assistant(text: impl Into<String>) -> Self {
         Self::new(Role::Assistant, text)
+    }
+
+    /// What the model wrote, markup shown, as its turn of the conversation. Templates take it as it is, reasoning included,
+    /// except harmony's, which refuse channels inside content: these are taken apart.
+    pub fn reply(text: &str) -> Self {
+        if !text.starts_with("<|channel|>") {
+            return Self::assistant(text);
+        }
+        let (mut reasoning, mut content) = (String::new(), String::new());
+        for part in text.split("<|start|>") {
+            let Some((header, body)) = part.split_once("<|message|>") else { continue };
+            let channel = header.split_once("<|channel|>").map_or("", |(_, channel)| channel);
+            let place = if channel.starts_with("analysis") { &mut reasoning } else { &mut content };
+            place.push_str(body.strip_suffix("<|end|>").unwrap_or(body));
+        }
+        Self { reasoning_content: (!reasoning.is_empty()).then_some(reasoning), ..Self::assistant(content) }
     }
 
     /// Runs `change` over every string of the message that somebody other than the template wrote.

@@ -438,3 +438,24 @@ fn arguments_cannot_smuggle_in_a_turn_in_either_form() {
     assert_eq!(tokenizer.decode(&ids, true), "\"\\u00e9<|user|>\"");
     assert!(!ids.contains(&user));
 }
+
+#[test]
+fn harmonys_replies_go_back_into_the_conversation() {
+    let reply = Message::reply(
+        "<|channel|>analysis<|message|>Why?<|end|><|start|>assistant<|channel|>final<|message|>Because.",
+    );
+    assert_eq!(reply.reasoning_content.as_deref(), Some("Why?"));
+    assert_eq!(reply, Message { reasoning_content: Some("Why?".into()), ..Message::assistant("Because.") });
+    let messages = [Message::user("a"), reply, Message::user("b")];
+    let text = render(&source("harmony.jinja"), &messages).unwrap();
+    assert!(
+        text.contains("<|start|>assistant<|channel|>final<|message|>Because.<|end|>")
+            && !text.contains("Why")
+    );
+    // Stopped in the middle of its thoughts; and everything else is content.
+    let reply = Message::reply("<|channel|>analysis<|message|>Hm");
+    assert_eq!(reply, Message { reasoning_content: Some("Hm".into()), ..Message::assistant("") });
+    for text in ["", "plain", "<think>\nx</think>y", "about <|channel|> and <|message|>"] {
+        assert_eq!(Message::reply(text), Message::assistant(text));
+    }
+}

@@ -22,6 +22,18 @@ fn ids_equal_hugging_face_under_every_pre_tokenizer() {
 }
 
 #[test]
+fn no_family_could_be_taken_for_another() {
+    // Those that are the same by definition, but for add_bos.
+    let same = [["glm4", "glm5"], ["glm4", "llama-bpe"], ["glm5", "llama-bpe"], ["gpt-4o", "minimax-m2"]];
+    for (name, golden) in &FIXTURE.goldens {
+        for (other, others) in FIXTURE.goldens.range(name.clone()..).skip(1) {
+            let is_same = same.contains(&[name.as_str(), other.as_str()]);
+            assert_eq!(golden.parse == others.parse, is_same, "{name}, {other}");
+        }
+    }
+}
+
+#[test]
 fn aliases_split_like_their_family() {
     for (alias, name) in [("llama3", "llama-bpe"), ("llama-v3", "llama-bpe")] {
         let tokenizer = FIXTURE.tokenizer(alias);

@@ -168,7 +168,7 @@ impl Talk {
             _ => {
                 self.messages.push(Message::user(line));
                 match self.reply() {
-                    Ok(reply) => self.messages.push(Message::assistant(reply)),
+                    Ok(reply) => self.messages.push(Message::reply(&reply)),
                     Err(failure) => {
                         self.messages.pop();
                         return Err(failure);
