@@ -77,8 +77,8 @@ fn kept_predictions_are_compared_with_later_runs() {
     let (place, _) = place();
     place.run("perplexity m.gguf --tokens ids.json -c 16 -q --save-logits base").expect(0);
     let kept = place.run("kl m.gguf --base base --json -q --bank 3").expect(0).json();
-    // Rounded to 16 bits.
-    assert!(kept["kl"]["max"].as_f64() < Some(1e-6) && kept["same_top"].as_f64() == Some(1.0), "{kept}");
+    // Rounded to 16 bits, that is to steps of up to 16 / 65,535.
+    assert!(kept["kl"]["max"].as_f64() < Some(1e-4) && kept["same_top"].as_f64() == Some(1.0), "{kept}");
     assert_eq!((kept["windows"].as_u64(), kept["tokens"].as_u64()), (Some(3), Some(21)));
     let table = place.run("kl m.gguf --base base -q --shared-only").expect(0).stdout;
     assert!(table.contains("KL divergence") && table.contains("same likeliest token"), "{table}");
