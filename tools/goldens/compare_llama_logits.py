@@ -82,7 +82,8 @@ def main():
     for fixture in sorted([*FIXTURES.glob("deepseek2/*.json"), *FIXTURES.glob("families/*.json")]):
         record = json.loads(fixture.read_text())
         name, tokens = record["name"], record["tokens"]
-        if options.only and options.only not in name:
+        # (Toys for the table of formats are not about the architecture, and llama.cpp aborts on a silent router.)
+        if (options.only and options.only not in name) or name.endswith("_256"):
             continue
         eps = record["config"]["rms_norm_eps"] if "config" in record else 1e-6
         for path in (options.folder / f"{name}.gguf", options.folder / f"{name}.llama.gguf"):
