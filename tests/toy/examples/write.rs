@@ -1,4 +1,5 @@
-//! Writes the toy of every golden fixture as a GGUF, for other programs to run: `write FOLDER`.
+//! Writes the toy of every golden fixture as a GGUF, for other programs to run: `write FOLDER`. With the name of a type behind it
+//! (`write FOLDER Q8_0`) every matrix is stored as that where its rows allow it, in `NAME.TYPE.gguf`, and nothing else is written.
 //!
 //! `NAME.gguf` is the model of the fixture. `NAME.llama.gguf` has what llama.cpp reads differently taken out of the file, so that there is
 //! no difference left to explain: see `tools/goldens/compare_llama_logits.py`.
@@ -13,6 +14,10 @@ fn main() {
     let Some(folder) = std::env::args_os().nth(1) else {
         panic!("name a folder");
     };
+    if let Some(name) = std::env::args().nth(2) {
+        let ty = GgmlType::from_name(&name).unwrap_or_else(|| panic!("no type {name}"));
+        return quantised(Path::new(&folder), ty);
+    }
     for fixture in Fixture::all() {
         let toy = Toy::from_fixture(&fixture);
         toy.write(&Path::new(&folder).join(format!("{}.gguf", fixture.name)));
@@ -70,6 +75,22 @@ fn rounded_ramp(m: &mut Metadata) {
     let ends = [rotations(pair(32.0).floor()), rotations(pair(1.0).ceil())];
     for (name, end) in ["fast", "slow"].into_iter().zip(ends) {
         m.insert(format!("gpt-oss.rope.scaling.yarn_beta_{name}"), end);
+    }
+}
+
+/// Every toy whose experts' rows hold whole blocks of `ty`.
+fn quantised(folder: &Path, ty: GgmlType) {
+    let path = |name: &str| folder.join(format!("{name}.{ty}.gguf"));
+    for fixture in Fixture::all() {
+        if ty.row_bytes(fixture.config.moe_intermediate_size.into()).is_some() {
+            let toy = Toy { types: Types::all(ty), ..Toy::from_fixture(&fixture) };
+            toy.write(&path(&fixture.name));
+        }
+    }
+    for toy in Listed::all() {
+        if ty.row_bytes(toy.expert_row_divisor()).is_some() {
+            toy.write(&Types::all(ty), &path(&toy.name));
+        }
     }
 }
 
