@@ -10,11 +10,15 @@ a failure.
 import argparse
 import ctypes
 import json
+import pathlib
 import subprocess
 import sys
 
 import numpy as np
 from llama_cpp import llama_cpp as api
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "bench"))
+import common  # noqa: E402
 
 
 def tokens_of(vocab, text):
@@ -62,6 +66,8 @@ def main():
     parser.add_argument("--chunks", type=int, default=8)
     parser.add_argument("--binary", default="target/release/slotbank")
     parser.add_argument("--slotbank-args", default="", help="further options of `slotbank perplexity`")
+    parser.add_argument("--made-by", default="", help="the command that made the model, for the receipt")
+    parser.add_argument("--out", help="receipt to write")
     options = parser.parse_args()
     api.llama_backend_init()
     silent = api.llama_log_callback(lambda *_: None)
@@ -74,6 +80,12 @@ def main():
          "-q", *options.slotbank_args.split()], capture_output=True, text=True, check=True).stdout)
     print(f"llama.cpp {theirs:.4f} ± {error:.5f} over {len(nll)} predictions, slotbank {ours['perplexity']:.4f} ± {ours['error']:.5f} over "
           f"{ours['tokens']}")
+    if options.out:
+        common.write_receipt(options.out, {
+            "what": "perplexity of one text by both engines, llama.cpp's logits counted as its perplexity tool counts them", "commit": common.commit(),
+            "model": {"file": pathlib.Path(options.model).name, "made_by": options.made_by}, "window": options.window,
+            "slotbank_args": options.slotbank_args, "text_bytes": pathlib.Path(options.text).stat().st_size,
+            "llama.cpp": {"perplexity": theirs, "error": error, "tokens": len(nll)}, "slotbank": ours})
     if ours["tokens"] != len(nll) or abs(ours["perplexity"] - theirs) > error:
         sys.exit("they do not agree")
 
