@@ -19,6 +19,9 @@ import sys
 import numpy as np
 from llama_cpp import llama_cpp as api
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "bench"))
+import common  # noqa: E402
+
 FIXTURES = pathlib.Path(__file__).resolve().parents[2] / "tests" / "fixtures"
 BOUND = 2e-5
 CAUSES = {
@@ -73,12 +76,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=pathlib.Path)
     parser.add_argument("--binary", default="target/release/slotbank")
+    parser.add_argument("--out", help="receipt to write")
     parser.add_argument("--only", help="toys whose names contain this")
     options = parser.parse_args()
     api.llama_backend_init()
     silent = api.llama_log_callback(lambda *_: None)
     api.llama_log_set(silent, ctypes.c_void_p(0))
-    failed = []
+    failed, rows = [], []
     for fixture in sorted([*FIXTURES.glob("deepseek2/*.json"), *FIXTURES.glob("families/*.json")]):
         record = json.loads(fixture.read_text())
         name, tokens = record["name"], record["tokens"]
@@ -93,6 +97,7 @@ def main():
             theirs = {first: llama(path, tokens, first) for first in (len(tokens), len(tokens) - 24)}
             if any(logits is None for logits in theirs.values()):
                 print(f"{path.name}: llama.cpp refuses it: {CAUSES.get(name, 'unknown')}")
+                rows.append({"file": path.name, "refused": CAUSES.get(name, "unknown")})
                 failed += [path.name] if name not in CAUSES or ".llama." in path.name else []
                 continue
             scale = float(np.abs(ours).max())
@@ -102,8 +107,13 @@ def main():
                 known = "" if off <= BOUND or ".llama." in path.name else CAUSES.get(name, "")
                 print(f"{path.name}: prefill of {first}: {off:.1e} of the largest logit, same likeliest token at {same} of "
                       f"{len(tokens)} positions{'; ' + known if known else ''}")
+                rows.append({"file": path.name, "prefill": first, "positions": len(tokens), "share_of_largest_logit": off, "same_likeliest": same,
+                             **({"cause": known} if known else {})})
                 if off > BOUND and not known:
                     failed.append(path.name)
+    if options.out:
+        common.write_receipt(options.out, {"what": "logits of every toy by slotbank and by llama.cpp, prefilled and token by token; caches in f32",
+                                           "commit": common.commit(), "bound": BOUND, "toys": rows})
     if failed:
         sys.exit(f"unexplained: {sorted(set(failed))}")
 

@@ -66,11 +66,11 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
 }
 
 /// A panic is a bug of ours: one short report, whichever thread it happens on, and no backtrace. A panic that a
-/// worker pool hands on to its caller is reported once.
+/// worker pool hands on to its caller is reported once. What a chat template makes its engine do becomes an error instead.
 fn report_panics() {
     static REPORTED: AtomicBool = AtomicBool::new(false);
     std::panic::set_hook(Box::new(|info| {
-        if REPORTED.swap(true, Ordering::Relaxed) {
+        if text::template::is_rendering() || REPORTED.swap(true, Ordering::Relaxed) {
             return;
         }
         let why = info.payload_as_str().unwrap_or("no message");

@@ -463,3 +463,23 @@ fn harmonys_replies_go_back_into_the_conversation() {
         assert_eq!(Message::reply(text), Message::assistant(text));
     }
 }
+
+/// Slices whose bounds lie the wrong way round are empty, as in Python, or make the engine panic; that is an error, and over when it is.
+#[test]
+fn what_the_engine_cannot_slice_is_an_error() {
+    let render = |source: &str| {
+        let template = ChatTemplate::new(source, "", "").expect("it parses");
+        template.render(&[Message::user("abc")], &RenderOptions::default())
+    };
+    for (source, text) in
+        [("{{ messages[0].content[2:1] }}", ""), ("{{ messages[5:2] }}", "[]"), ("{{ [][1:0] }}", "[]")]
+    {
+        assert_eq!(render(source).expect("Python's answer"), text, "{source}");
+    }
+    // (Without overflow checks it has an answer.)
+    match render("{{ ''[3:1:-1] }}") {
+        Ok(text) => assert_eq!(text, ""),
+        Err(error) => assert!(matches!(error, Error::Template { .. }), "{error}"),
+    }
+    assert!(!slotbank_text::template::is_rendering());
+}

@@ -7,7 +7,7 @@ use clap::Args;
 use super::flash_moe::LaneArgs;
 
 /// Where the experts are, for those who do not have them beside the model.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub(crate) struct SidecarArgs {
     /// Folder with the experts, when it cannot be found from MODEL. Given several times: identical copies on drives of
     /// their own, all of which are read

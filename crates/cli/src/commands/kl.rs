@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use files::Class;
 use serde::Serialize;
 
-use crate::args::{BankArgs, ModelPath};
+use crate::args::{BankArgs, ModelPath, SidecarArgs};
 use crate::likelihood::logits_file::{Form, Reader, Writer};
 use crate::likelihood::{self, Mean, Row, TextArgs, Windows, log_sum_exp};
 use crate::session::{self, Model, Session};
@@ -104,6 +104,11 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
         None => reference(args, &model)?,
     };
     let mut options = args.bank.options();
+    if let (Some(path), Some(asked)) = (&args.base, options.context.filter(|&n| n as usize != windows.length))
+    {
+        let what = format!("-c {asked} is not the window of {}, which is {}", path.display(), windows.length);
+        return Err(Failure::usage(what, "leave -c out: the file says it"));
+    }
     options.context = Some(windows.length as u32);
     let mut session = session::load_with(&model, &args.bank, options, args.quiet || args.json)?;
     let windows = match &args.base {
@@ -157,8 +162,9 @@ fn reference(args: &Args, model: &Model) -> Result<(Reader, Windows, String), Fa
         ));
     }
     let bank = args.bank.with(args.against.as_deref().unwrap_or_default())?;
-    let other =
-        args.reference.as_deref().map(|path| session::open(Some(path), &args.model.sidecar)).transpose()?;
+    // (A sidecar that was named is MODEL's; the reference has its own.)
+    let other = args.reference.as_deref().map(|path| session::open(Some(path), &SidecarArgs::default()));
+    let other = other.transpose()?;
     let model = other.as_ref().unwrap_or(model);
     let options = likelihood::options(bank.options(), &args.text);
     let mut session = session::load_with(model, &bank, options, args.quiet || args.json)?;

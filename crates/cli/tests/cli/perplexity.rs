@@ -80,6 +80,8 @@ fn kept_predictions_are_compared_with_later_runs() {
     // Rounded to 16 bits, that is to steps of up to 16 / 65,535.
     assert!(kept["kl"]["max"].as_f64() < Some(1e-4) && kept["same_top"].as_f64() == Some(1.0), "{kept}");
     assert_eq!((kept["windows"].as_u64(), kept["tokens"].as_u64()), (Some(3), Some(21)));
+    let other = place.run("kl m.gguf --base base -q -c 24").expect(2).stderr;
+    assert!(other.contains("is not the window of base, which is 16"), "{other}");
     let table = place.run("kl m.gguf --base base -q --shared-only").expect(0).stdout;
     assert!(table.contains("KL divergence") && table.contains("same likeliest token"), "{table}");
     std::fs::write(place.path("bad"), &std::fs::read(place.path("base")).expect("readable")[..999])

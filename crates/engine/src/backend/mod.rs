@@ -296,6 +296,9 @@ impl KeyHead {
     }
 }
 
+/// Taps of a convolution at most: see [`Backend::conv_silu`].
+pub(crate) const CONV_MAX: usize = 8;
+
 /// Operands of the gated delta rule: see `kernels::ops::delta_rows`.
 #[derive(Debug, Clone, Copy)]
 pub struct GatedDelta {

@@ -6,8 +6,7 @@
 use kernels::ops::Glu;
 
 use crate::Error;
-use crate::backend::cpu::CONV_MAX;
-use crate::backend::{Backend, Buf, GatedDelta, KeyHead, StateId, View, WeightId};
+use crate::backend::{Backend, Buf, CONV_MAX, GatedDelta, KeyHead, StateId, View, WeightId};
 use crate::keys::Keys;
 use crate::load::Loader;
 use crate::models::Rows;

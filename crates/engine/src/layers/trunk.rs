@@ -4,6 +4,8 @@
 //! A model file says which mixer and which feed-forward, and with what numbers. Models that do more between the blocks have a forward
 //! pass of their own.
 
+use files::Checkpoint;
+
 use crate::backend::{Buf, ScratchSpec, StateId, View, WeightId};
 use crate::keys::Keys;
 use crate::layers::head::Head;
@@ -45,6 +47,23 @@ impl TrunkConfig {
     pub(crate) fn sizes(&self, options: &EngineOptions) -> Result<Sizes, Error> {
         let context = planned_context(options, self.max_position_embeddings)?;
         Ok(Sizes { context: context as usize, rows: options.rows(context) })
+    }
+
+    /// What the blocks have nothing to say about; they add the rest.
+    pub(crate) fn info(&self, checkpoint: &Checkpoint, sizes: Sizes) -> ModelInfo {
+        ModelInfo {
+            architecture: checkpoint.architecture().to_owned(),
+            n_vocab: self.vocab_size as u32,
+            n_layers: self.num_hidden_layers as u32,
+            expert_layers: Vec::new(),
+            n_experts: 0,
+            top_k: 0,
+            hidden_size: self.hidden_size as u32,
+            context_max: self.max_position_embeddings,
+            context: sizes.context as u32,
+            index_topk: 0,
+            full_layers: Vec::new(),
+        }
     }
 }
 
@@ -126,19 +145,7 @@ impl<M: Mixer + 'static, F: FeedForward + 'static> Trunk<M, F> {
         };
         loader.scratch(&around.max(mixer.scratch(sizes.rows)).max(feed_forward.scratch(sizes.rows)));
         let [x, normed, y] = [(); 3].map(|()| loader.buffer(batch * c.hidden_size));
-        let mut info = ModelInfo {
-            architecture: loader.checkpoint.architecture().to_owned(),
-            n_vocab: c.vocab_size as u32,
-            n_layers: c.num_hidden_layers as u32,
-            expert_layers: Vec::new(),
-            n_experts: 0,
-            top_k: 0,
-            hidden_size: c.hidden_size as u32,
-            context_max: c.max_position_embeddings,
-            context: sizes.context as u32,
-            index_topk: 0,
-            full_layers: Vec::new(),
-        };
+        let mut info = c.info(loader.checkpoint, sizes);
         mixer.describe(&mut info);
         feed_forward.describe(&mut info);
         let (hidden_size, eps) = (c.hidden_size, c.rms_norm_eps);

@@ -30,7 +30,8 @@ fn load(loader: &mut Loader<'_>) -> Result<Box<dyn Model>, Error> {
     let rope = RopeConfig::read(&keys)?;
     let mla = MlaConfig::read(&keys, loader.options, &rope)?;
     let moe = MoeConfig::read(&keys, loader.options, defaults(layers, c.vocab_size))?;
-    let dense = [keys.size_or("leading_dense_block_count", 0)?.min(layers), keys.size("feed_forward_length")?];
+    let dense =
+        [keys.size_or("leading_dense_block_count", 0)?.min(layers), keys.size("feed_forward_length")?];
 
     let attention = MlaLayers::load(loader, mla, &rope, sizes, vec![false; layers], Some(Select::All))?;
     let mlps = Mlps::load(loader, moe, layers, dense, sizes)?;

@@ -10,7 +10,7 @@
 use files::Checkpoint;
 use kernels::ops::{Glu, Pairing};
 
-use super::{Architecture, Model, ModelInfo, Step, no_indexer, planned_context};
+use super::{Architecture, Model, ModelInfo, Step, no_indexer};
 use crate::backend::{Backend, Buf, RopeId, RopeSpec, ScratchSpec, Select, SelectionId, View, WeightId};
 use crate::keys::Keys;
 use crate::layers::ffn::{Ffn, FfnState};
@@ -18,6 +18,7 @@ use crate::layers::gqa::{self, Gqa, GqaConfig, GqaState, KvCache, QkNorm, Spans}
 use crate::layers::head::Head;
 use crate::layers::moe::{Moe, MoeConfig, MoeDefaults, MoeState};
 use crate::layers::router::Gating;
+use crate::layers::trunk::TrunkConfig;
 use crate::load::Loader;
 use crate::models::Rows;
 use crate::options::Prefetch;
@@ -40,17 +41,13 @@ enum Kind {
 
 /// Hugging Face names; the GGUF keys are in [`Config::read`] and in the layers' own.
 struct Config {
-    hidden_size: usize,
-    num_hidden_layers: usize,
-    vocab_size: usize,
+    trunk: TrunkConfig,
     intermediate_size: Vec<usize>, // [layers]
-    rms_norm_eps: f32,
-    max_position_embeddings: u32,
     sliding_window: usize,
     final_logit_softcapping: Option<f32>,
-    layer_types: Vec<Kind>,             // [layers]
-    gqa: Vec<GqaConfig>,                // [layers]
-    rope: [Rope; 2],                    // by kind
+    layer_types: Vec<Kind>, // [layers]
+    gqa: Vec<GqaConfig>,    // [layers]
+    rope: [Rope; 2],        // by kind
     moe: MoeConfig,
 }
 
@@ -85,10 +82,10 @@ struct Layer {
 /// Every buffer of a pass, allocated once.
 struct State {
     ubatch: usize,
-    x: Buf,           // [batch, hidden] residual stream
-    normed: Buf,      // [batch, hidden]
-    y: Buf,           // [batch, hidden] output of attention, then of the experts
-    dense: Buf,       // [batch, hidden] output of the dense block
+    x: Buf,      // [batch, hidden] residual stream
+    normed: Buf, // [batch, hidden]
+    y: Buf,      // [batch, hidden] output of attention, then of the experts
+    dense: Buf,  // [batch, hidden] output of the dense block
     ropes: [RopeId; 2],
     spans: [Spans; 2],
     gqa: GqaState,
@@ -108,12 +105,13 @@ fn load(loader: &mut Loader<'_>) -> Result<Box<dyn Model>, Error> {
     let options = loader.options;
     no_indexer(options)?;
     let config = Config::read(loader.checkpoint, options)?;
-    let context = planned_context(options, config.max_position_embeddings)?;
-    let rows = options.rows(context);
-    let info = config.info(loader.checkpoint, context);
-    let weights = Weights::load(loader, &config, rows[1])?;
-    let state = State::new(loader, &config, rows)?;
-    let caches = vec![config.gqa.iter().map(|c| KvCache::new(loader, c, context as usize)).collect()];
+    let sizes = config.trunk.sizes(options)?;
+    let mut info = config.trunk.info(loader.checkpoint, sizes);
+    info.expert_layers = (0..info.n_layers).collect();
+    config.moe.describe(&mut info);
+    let weights = Weights::load(loader, &config, sizes.rows[1])?;
+    let state = State::new(loader, &config, sizes.rows)?;
+    let caches = vec![config.gqa.iter().map(|c| KvCache::new(loader, c, sizes.context)).collect()];
     Ok(Box::new(Gemma4 { config, weights, state, caches, info }))
 }
 
@@ -139,22 +137,18 @@ impl Config {
     fn read(checkpoint: &Checkpoint, options: &EngineOptions) -> Result<Self, Error> {
         let keys = Keys::new(checkpoint);
         check_member(&keys, checkpoint)?;
-        let layers = keys.layers()?;
-        let rms_norm_eps = keys.f32("attention.layer_norm_rms_epsilon")?;
+        let trunk = TrunkConfig::read(&keys)?;
+        let layers = trunk.num_hidden_layers;
         let mut moe = MoeConfig::read(&keys, options, DEFAULTS)?;
         moe.activation = Glu::Gelu;
-        moe.router.norm_eps = Some(rms_norm_eps);
+        moe.router.norm_eps = Some(trunk.rms_norm_eps);
         let layer_types = layer_types(&keys, layers)?;
         let (cap, width) = ("final_logit_softcapping", "feed_forward_length");
         let intermediate_size = keys.sizes(width, layers)?;
         Ok(Self {
-            hidden_size: moe.hidden_size,
-            num_hidden_layers: layers,
-            vocab_size: keys.vocab_size()?,
+            trunk,
             intermediate_size: intermediate_size
                 .ok_or_else(|| keys.wrong(format!("`{}` is missing", keys.key(width))))?,
-            rms_norm_eps,
-            max_position_embeddings: keys.context_length()?,
             sliding_window: keys.size("attention.sliding_window")?,
             final_logit_softcapping: if keys.has(cap) { Some(keys.f32(cap)?) } else { None },
             gqa: attention(&keys, checkpoint, &layer_types)?,
@@ -162,22 +156,6 @@ impl Config {
             layer_types,
             moe,
         })
-    }
-
-    fn info(&self, checkpoint: &Checkpoint, context: u32) -> ModelInfo {
-        ModelInfo {
-            architecture: checkpoint.architecture().to_owned(),
-            n_vocab: self.vocab_size as u32,
-            n_layers: self.num_hidden_layers as u32,
-            expert_layers: (0..self.num_hidden_layers as u32).collect(),
-            n_experts: self.moe.router.n_experts as u32,
-            top_k: self.moe.router.top_k as u32,
-            hidden_size: self.hidden_size as u32,
-            context_max: self.max_position_embeddings,
-            context,
-            index_topk: 0,
-            full_layers: Vec::new(),
-        }
     }
 
     fn rope_spec(&self, kind: Kind, factors: Option<Vec<f32>>, rows: usize) -> RopeSpec {
@@ -195,7 +173,11 @@ fn layer_types(keys: &Keys<'_>, layers: usize) -> Result<Vec<Kind>, Error> {
 }
 
 /// Heads are counted layer by layer; how long they are depends on the layer's kind.
-fn attention(keys: &Keys<'_>, checkpoint: &Checkpoint, layer_types: &[Kind]) -> Result<Vec<GqaConfig>, Error> {
+fn attention(
+    keys: &Keys<'_>,
+    checkpoint: &Checkpoint,
+    layer_types: &[Kind],
+) -> Result<Vec<GqaConfig>, Error> {
     let length = |kind: &str| -> Result<usize, Error> {
         let [key, value] = ["key", "value"].map(|part| format!("attention.{part}_length{kind}"));
         let head_dim = keys.size(&key)?;
@@ -220,9 +202,12 @@ fn attention(keys: &Keys<'_>, checkpoint: &Checkpoint, layer_types: &[Kind]) -> 
 fn rope(keys: &Keys<'_>, kind: &str) -> Result<Rope, Error> {
     let factor = keys.f32_if_any("rope.scaling.factor")?.filter(|&factor| factor != 1.0 && factor != 0.0);
     if let Some(factor) = factor {
-        return Err(keys.wrong(format!("rope.scaling.factor {factor} is not implemented for this architecture")));
+        return Err(
+            keys.wrong(format!("rope.scaling.factor {factor} is not implemented for this architecture"))
+        );
     }
-    let (length, name) = (keys.size(&format!("attention.key_length{kind}"))?, format!("rope.dimension_count{kind}"));
+    let (length, name) =
+        (keys.size(&format!("attention.key_length{kind}"))?, format!("rope.dimension_count{kind}"));
     let dim = keys.size_or(&name, length)?;
     if dim == 0 || dim > length || !dim.is_multiple_of(2) {
         return Err(keys.wrong(format!("{name} {dim} is odd, or not in 1..={length}")));
@@ -232,9 +217,9 @@ fn rope(keys: &Keys<'_>, kind: &str) -> Result<Rope, Error> {
 
 impl Weights {
     fn load(loader: &mut Loader<'_>, c: &Config, ubatch: usize) -> Result<Self, Error> {
-        let token_embd = loader.matrix("token_embd.weight", c.hidden_size, c.vocab_size)?;
-        let mut layers = Vec::with_capacity(c.num_hidden_layers);
-        for i in 0..c.num_hidden_layers {
+        let token_embd = loader.matrix("token_embd.weight", c.trunk.hidden_size, c.trunk.vocab_size)?;
+        let mut layers = Vec::with_capacity(c.trunk.num_hidden_layers);
+        for i in 0..c.trunk.num_hidden_layers {
             layers.push(Layer::load(loader, c, i)?);
         }
         let mut ones = |kind: Kind| {
@@ -242,8 +227,13 @@ impl Weights {
             loader.ones(layer.map_or(1, |layer| c.gqa[layer].head_dim))
         };
         let ones = [ones(Kind::Full)?, ones(Kind::Sliding)?];
-        let mut head =
-            Head::load(loader, token_embd, [c.hidden_size, c.vocab_size], c.rms_norm_eps, ubatch)?;
+        let mut head = Head::load(
+            loader,
+            token_embd,
+            [c.trunk.hidden_size, c.trunk.vocab_size],
+            c.trunk.rms_norm_eps,
+            ubatch,
+        )?;
         head.soft_cap = c.final_logit_softcapping;
         Ok(Self { token_embd, ones, layers, head })
     }
@@ -251,7 +241,7 @@ impl Weights {
 
 impl Layer {
     fn load(loader: &mut Loader<'_>, c: &Config, i: usize) -> Result<Self, Error> {
-        let (layer, hidden) = (i as u32, c.hidden_size);
+        let (layer, hidden) = (i as u32, c.trunk.hidden_size);
         let mut norm = |name: &str| loader.vector(&format!("blk.{i}.{name}.weight"), hidden);
         let [attn_norm, post_attention_norm, ffn_norm] =
             [norm("attn_norm")?, norm("post_attention_norm")?, norm("ffn_norm")?];
@@ -287,18 +277,18 @@ impl State {
         let width = c.intermediate_size.iter().copied().max().unwrap_or(0);
         let around = ScratchSpec {
             rows: ubatch,
-            row: c.hidden_size.max(width),
-            routed: [batch, c.hidden_size],
+            row: c.trunk.hidden_size.max(width),
+            routed: [batch, c.trunk.hidden_size],
             ..ScratchSpec::default()
         };
         loader.scratch(&gqa::scratch(&c.gqa, rows).max(around));
         let spans = [Select::All, Select::Recent(c.sliding_window)];
         Ok(Self {
             ubatch,
-            x: loader.buffer(batch * c.hidden_size),
-            normed: loader.buffer(batch * c.hidden_size),
-            y: loader.buffer(batch * c.hidden_size),
-            dense: loader.buffer(batch * c.hidden_size),
+            x: loader.buffer(batch * c.trunk.hidden_size),
+            normed: loader.buffer(batch * c.trunk.hidden_size),
+            y: loader.buffer(batch * c.trunk.hidden_size),
+            dense: loader.buffer(batch * c.trunk.hidden_size),
             ropes: ropes.map(|spec| loader.rope_table(&spec)),
             spans: spans.map(|how| Spans::new(loader, how, rows)),
             gqa: GqaState::new(loader, &c.gqa, ubatch),
@@ -310,14 +300,22 @@ impl State {
 
 impl Gemma4 {
     /// `y = attention(norm(x))` of the wanted rows of layer `i`, and the keys and values of all.
-    fn attend(&self, b: &mut dyn Backend, i: usize, slot: usize, selection: SelectionId, views: [View; 3], rows: Rows) {
+    fn attend(
+        &self,
+        b: &mut dyn Backend,
+        i: usize,
+        slot: usize,
+        selection: SelectionId,
+        views: [View; 3],
+        rows: Rows,
+    ) {
         let (c, s, layer) = (&self.config, &self.state, &self.weights.layers[i]);
         let ([x, normed, y], kind) = (views, c.layer_types[i] as usize);
         let (heads, ones) = (c.gqa[i].num_key_value_heads, self.weights.ones[kind]);
-        b.rms_norm(x, layer.attn_norm, c.rms_norm_eps, rows.count, normed);
+        b.rms_norm(x, layer.attn_norm, c.trunk.rms_norm_eps, rows.count, normed);
         layer.attention.project(b, &s.gqa, normed, rows);
         let [_, _, values, _] = s.gqa.views(&c.gqa[i]);
-        gqa::norm_heads(b, values, ones, heads, c.rms_norm_eps, rows.count); // before the keys are normed and rotated
+        gqa::norm_heads(b, values, ones, heads, c.trunk.rms_norm_eps, rows.count); // before the keys are normed and rotated
         layer.attention.finish(b, &s.gqa, s.ropes[kind], self.caches[slot][i], selection, rows, y);
     }
 }
@@ -336,9 +334,9 @@ impl Model for Gemma4 {
     }
 
     fn forward(&mut self, step: &mut Step<'_>) -> Result<(), Error> {
-        let (hidden, eps) = (self.config.hidden_size, self.config.rms_norm_eps);
-        let [x, normed, y, dense] =
-            [self.state.x, self.state.normed, self.state.y, self.state.dense].map(|buf| View::rows(buf, hidden));
+        let (hidden, eps) = (self.config.trunk.hidden_size, self.config.trunk.rms_norm_eps);
+        let [x, normed, y, dense] = [self.state.x, self.state.normed, self.state.y, self.state.dense]
+            .map(|buf| View::rows(buf, hidden));
 
         step.backend.embed(self.weights.token_embd, step.tokens, x);
         step.backend.scale(x, (hidden as f64).sqrt() as f32, hidden, step.tokens.len());

@@ -41,7 +41,8 @@ fn load(loader: &mut Loader<'_>) -> Result<Box<dyn Model>, Error> {
         mla.index = Some(IndexConfig::read(&keys, loader.options, &rope)?);
     }
     let moe = MoeConfig::read(&keys, loader.options, DEFAULTS)?;
-    let dense = [keys.size_or("leading_dense_block_count", 0)?.min(layers), keys.size("feed_forward_length")?];
+    let dense =
+        [keys.size_or("leading_dense_block_count", 0)?.min(layers), keys.size("feed_forward_length")?];
     let full = full_layers(&keys, layers, c.max_position_embeddings)?;
     let rule = rule(loader, &mla)?;
     let sizes = c.sizes(loader.options)?;

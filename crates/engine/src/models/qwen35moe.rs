@@ -36,7 +36,8 @@ pub(super) fn load(loader: &mut Loader<'_>, key_head: KeyHead) -> Result<Box<dyn
     let sizes = c.sizes(loader.options)?;
     let attention = GqaConfig::read(&keys, c.num_hidden_layers)?;
     if attention.iter().any(|c| c.head_dim != c.v_head_dim) {
-        return Err(keys.wrong("attention.value_length is not attention.key_length, and each output has a gate".into()));
+        return Err(keys
+            .wrong("attention.value_length is not attention.key_length, and each output has a gate".into()));
     }
     // Text has one position per token, whatever sections the dimensions are dealt out to for pictures.
     let rope = RopeConfig::halves(&keys, gqa::shortest_head(&attention))?;
@@ -146,7 +147,8 @@ impl Mixer for Mixers {
     }
 
     fn scratch(&self, rows: [usize; 2]) -> ScratchSpec {
-        let delta = ScratchSpec { row: self.delta.value_dim(), delta: self.delta.head_dim, ..ScratchSpec::default() };
+        let delta =
+            ScratchSpec { row: self.delta.value_dim(), delta: self.delta.head_dim, ..ScratchSpec::default() };
         gqa::scratch(&self.attention, rows).max(delta)
     }
 

@@ -16,6 +16,7 @@ pub(crate) mod json;
 mod python;
 mod source;
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -165,11 +166,24 @@ impl ChatTemplate {
         let template = self.environment.get_template(NAME).map_err(broken)?;
         let context = Value::from_pairs(context);
         // The engine's slices panic on bounds that lie the wrong way round; nothing of it outlives the panic.
-        catch_unwind(AssertUnwindSafe(|| template.render(context))).map_or_else(
+        RENDERING.set(true);
+        let rendered = catch_unwind(AssertUnwindSafe(|| template.render(context)));
+        RENDERING.set(false);
+        rendered.map_or_else(
             |_| Err(Error::Template { line: None, reason: "the template engine gave up".into() }),
             |rendered| rendered.map_err(broken),
         )
     }
+}
+
+thread_local! {
+    static RENDERING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether this thread renders a template: a panic is then the template engine's and becomes an error, so that a panic hook has
+/// nothing to report.
+pub fn is_rendering() -> bool {
+    RENDERING.get()
 }
 
 /// Whether content that is empty did better than content that is `null`: it rendered at all, or no longer said

@@ -7,7 +7,7 @@ use kernels::{AlignedBuf, SharedMut, ops};
 use super::CpuBackend;
 use super::memory::{TASKS_PER_THREAD, floats, floats_mut};
 use super::rows::each_row;
-use crate::backend::{GatedDelta, StateChange, StateId, View, WeightId};
+use crate::backend::{CONV_MAX, GatedDelta, StateChange, StateId, View, WeightId};
 
 /// Tokens of a block: their keys and queries (16 KiB at a width of 128) stay in the first-level cache while all rows pass.
 const TOKENS: usize = 16;
@@ -15,8 +15,6 @@ const TOKENS: usize = 16;
 const ROWS: usize = 16;
 /// Tasks per thread that are aimed at.
 const TASKS_WANTED: usize = 2;
-/// Taps of a convolution at most.
-pub(crate) const CONV_MAX: usize = 8;
 /// Added to the sum of squares of a query and of a key, as in transformers.
 const L2_EPS: f32 = 1e-6;
 

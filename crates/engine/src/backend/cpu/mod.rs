@@ -34,7 +34,7 @@ use memory::{Buffers, Cache, RopeState, Scratch, Selection, floats};
 use routed::RoutedScratch;
 use rows::Zip;
 
-pub(crate) use delta::{CONV_MAX, state_bytes};
+pub(crate) use delta::state_bytes;
 pub(crate) use memory::{rope_bytes, scratch_bytes, selection_bytes};
 pub(crate) use routed::routed_bytes;
 
